@@ -1,0 +1,50 @@
+PYTHON ?= python3
+CONFIG ?= recipes/configs/pocket/purify.yaml
+THREADS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+LAUNCH = $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process $(THREADS)
+
+.DEFAULT_GOAL := help
+.PHONY: help purify test lint types docs clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+purify: .venv/installed  ## purify a poisoned CLIP (the pocket world, or CONFIG=path.yaml)
+	$(LAUNCH) recipes/purify.py --config $(CONFIG)
+
+test: .venv/installed-dev  ## run the tests, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: .venv/installed-dev  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev  ## check types
+	$(BIN)/mypy
+
+docs: .venv/installed-docs  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove the environment and everything built
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; }
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e ".[dev]"
+	@touch $@ .venv/installed
+
+.venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e ".[docs]"
+	@touch $@ .venv/installed

@@ -1,0 +1,19 @@
+"""`peft-cbpt COMMAND ...`: the recipes as one program."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from peft_cbpt.commands.parsing import run_command
+from peft_cbpt.commands.purify import purify
+
+COMMANDS = {"purify": purify}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0, 2 for bad input, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="peft-cbpt", description=__doc__)
+    parser.add_argument("command", choices=COMMANDS, help="What to do; `peft-cbpt COMMAND --help` says more.")
+    words = list(sys.argv[1:] if argv is None else argv)
+    parsed = parser.parse_args(words[:1])
+    return run_command(COMMANDS[parsed.command], words[1:])

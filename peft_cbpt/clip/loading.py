@@ -1,0 +1,79 @@
+"""Loading a suspicious CLIP from a folder or the Hub, safely and with readable errors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    PreTrainedTokenizerBase,
+)
+
+from peft_cbpt.clip.pixels import PixelNormalizer
+from peft_cbpt.errors import InputError
+
+
+@dataclass(frozen=True)
+class LoadedCLIP:
+    """A CLIP with everything needed to feed it."""
+
+    model: CLIPModel
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: CLIPImageProcessorPil
+
+    @property
+    def normalize(self) -> PixelNormalizer:
+        """The model's own normalisation of [0, 1] pixels."""
+        return PixelNormalizer(tuple(self.image_processor.image_mean), tuple(self.image_processor.image_std))
+
+
+def load_clip(name_or_path: str, revision: str = "main") -> LoadedCLIP:
+    """Load weights (safetensors only, in float32), tokenizer and image processor.
+
+    Raises:
+        InputError: if there is nothing there, if it is not a CLIP, or if its weights are damaged, incomplete or not
+            finite.
+    """
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_local and not Path(name_or_path).is_dir():
+        raise InputError(f"there is no folder {name_or_path}: give the folder of a saved CLIP, or a Hub id")
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read the config of the model {name_or_path!r}: give the folder of a saved CLIP or a Hub id that "
+            f"can be reached ({_first_line(error)})"
+        ) from error
+    if config.model_type != "clip":
+        raise InputError(f"{name_or_path} is a {config.model_type!r} model, not a CLIP: give a CLIPModel checkpoint")
+    try:
+        model, report = CLIPModel.from_pretrained(
+            name_or_path,
+            revision=revision,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        image_processor = CLIPImageProcessorPil.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"cannot load the CLIP in {name_or_path}: download or save it again with its safetensors weights, "
+            f"tokenizer and image processor ({_first_line(error)})"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"the checkpoint {name_or_path} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete"
+        )
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"the weight {name} of {name_or_path} is not finite: the checkpoint is damaged")
+    return LoadedCLIP(model.eval(), tokenizer, image_processor)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,38 @@
+"""Pixels in [0, 1] on one side, CLIP's normalised input on the other, with a gradient between them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+EncodeImage = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PixelNormalizer:
+    """Per-channel `(pixels - mean) / std`, differentiable; mean and std in [0, 1] units."""
+
+    mean: tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
+    std: tuple[float, ...] = tuple(OPENAI_CLIP_STD)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Normalise (B, 3, H, W) float pixels in [0, 1]."""
+        mean = torch.tensor(self.mean, dtype=pixels.dtype, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.std, dtype=pixels.dtype, device=pixels.device)[:, None, None]
+        return (pixels - mean) / std
+
+
+def image_encoder(clip: CLIPModel, normalize: PixelNormalizer) -> EncodeImage:
+    """`encode_image(pixels) -> features`: the frozen f_v of Eq. 1 on pixels in [0, 1].
+
+    Takes (B, 3, H, W) floats in [0, 1]; returns unit-norm float32 features (B, D), with a gradient to the pixels.
+    """
+
+    def encode_image(pixels: Tensor) -> Tensor:
+        features = clip.get_image_features(pixel_values=normalize(pixels).to(clip.dtype)).pooler_output
+        return torch.nn.functional.normalize(features.float(), dim=-1)
+
+    return encode_image

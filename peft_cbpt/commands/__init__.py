@@ -1,0 +1,1 @@
+"""The commands behind `peft-cbpt` and the recipes: parse dataclasses, call the layers below, print."""

@@ -1,0 +1,63 @@
+"""Descriptions of attacks, `attack.json`, written beside poisoned weights and read to measure them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft_cbpt.attacks import Trigger, trigger_from_config, trigger_to_config
+from peft_cbpt.errors import InputError
+from peft_cbpt.pocket.model import resolve_model
+
+ATTACK_FILE = "attack.json"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A trigger and the class it was trained to call up."""
+
+    trigger: Trigger
+    target_class: str
+
+    @property
+    def name(self) -> str:
+        """Name of the trigger's kind."""
+        return trigger_to_config(self.trigger)["name"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return {"trigger": trigger_to_config(self.trigger), "target_class": self.target_class}
+
+
+def read_attack(source: str) -> Attack:
+    """Read an attack from a JSON file, from the folder that holds `attack.json`, or of a `pocket:` model.
+
+    Raises:
+        InputError: if it is not there or not such a description.
+    """
+    path = Path(resolve_model(source)).expanduser()
+    path = path / ATTACK_FILE if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text())
+        return Attack(trigger_from_config(content["trigger"]), content["target_class"])
+    except OSError as error:
+        raise InputError(f"cannot read the attack {source}: {error.strerror}; give an {ATTACK_FILE}") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not describe an attack: it needs `trigger` and `target_class`") from error
+
+
+def read_attacks(sources: list[str], class_names: list[str]) -> dict[str, Attack]:
+    """Read attacks under names that are unique; their targets must be among `class_names`."""
+    attacks: dict[str, Attack] = {}
+    for source in sources:
+        attack = read_attack(source)
+        if attack.target_class not in class_names:
+            raise InputError(
+                f"the target class {attack.target_class!r} of the attack {source} is not among the "
+                f"{len(class_names)} classes of the dataset: choose class_names with it"
+            )
+        name = attack.name
+        while name in attacks:
+            name += "'"
+        attacks[name] = attack
+    return attacks

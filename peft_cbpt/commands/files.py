@@ -1,0 +1,32 @@
+"""Files that are whole or not there."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from peft_cbpt.errors import InputError
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename it."""
+    temporary = file.with_name(f".{file.name}.incomplete")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, file)
+
+
+def prepare_output(folder: str) -> Path:
+    """Make the output folder and see that it can be written to.
+
+    Raises:
+        InputError: if it cannot.
+    """
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to the output folder {folder}: {error.strerror}; choose another") from error
+    return path

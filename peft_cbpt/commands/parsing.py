@@ -1,0 +1,100 @@
+"""Settings from a YAML file and the command line, and errors as one line with exit code 2."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from peft_cbpt.errors import InputError
+
+INTERRUPTED = 130
+
+
+def read_yaml(file: str) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        InputError: if the file cannot be read or is no mapping.
+    """
+    try:
+        settings = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise InputError(f"cannot read the config file {file}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"the config file {file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"the config file {file} must hold `name: value` lines")
+    return settings
+
+
+def parse(argument_types: Sequence[type], argv: Sequence[str], usage: str) -> tuple[Any, ...]:
+    """Fill dataclasses from `--config FILE.yaml` and from options, which win.
+
+    Raises:
+        InputError: for an unknown name, a missing file, or a value of the wrong type.
+    """
+    parser = HfArgumentParser(list(argument_types),  # type: ignore[arg-type]
+ description=usage, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", help="YAML file with any of the settings below; options override it.")
+    parser.error = _raise_input_error  # type: ignore[method-assign, assignment]
+    options = list(argv)
+    config_file = _take_option(options, "--config")
+    if config_file is not None:
+        settings = read_yaml(config_file)
+        known = {field.name for kind in argument_types for field in dataclasses.fields(kind) if field.init}
+        if unknown := sorted(set(settings) - known):
+            raise InputError(f"unknown setting {unknown[0]!r} in {config_file}; see --help for the settings")
+        parsed = _as_options(settings, parser)
+        options = parsed + options
+    try:
+        return parser.parse_args_into_dataclasses(options)
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def _take_option(options: list[str], name: str) -> str | None:
+    """Remove `--name value` or `--name=value` from `options` and return the value."""
+    for place, option in enumerate(options):
+        if option.startswith(name + "="):
+            return options.pop(place).removeprefix(name + "=")
+        if option == name:
+            if place + 1 == len(options):
+                raise InputError(f"{name} needs a file")
+            del options[place]
+            return options.pop(place)
+    return None
+
+
+def _as_options(settings: dict[str, Any], parser: HfArgumentParser) -> list[str]:
+    """YAML values as command-line words, so that both go through the same checks."""
+    options = []
+    for name, value in settings.items():
+        if value is None:
+            continue
+        words = [str(word) for word in value] if isinstance(value, list) else [str(value)]
+        if words:
+            options += [f"--{name}", *words] if len(words) > 1 else [f"--{name}={words[0]}"]
+    return options
+
+
+def _raise_input_error(message: str) -> None:
+    raise InputError(" ".join(message.split()))
+
+
+def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command; print an input error as one line and return its exit code."""
+    try:
+        command(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run again with --resume_from_checkpoint true to go on", file=sys.stderr)
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,186 @@
+"""Purify a suspicious CLIP: measure it, tune class-wise prompts against inverted triggers, measure again."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from peft_cbpt.clip.fingerprint import weights_fingerprint
+from peft_cbpt.clip.loading import LoadedCLIP, load_clip
+from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.clip.versions import package_versions
+from peft_cbpt.commands.attack_files import Attack, read_attacks
+from peft_cbpt.commands.files import prepare_output, write_json
+from peft_cbpt.commands.parsing import parse
+from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch, measure, peak_memory_bytes, print_table, settings_of
+from peft_cbpt.data.images import LabelledImages, few_shot_rows, load_labelled_images
+from peft_cbpt.errors import InputError
+from peft_cbpt.evaluation import EncodedImages, encode_images
+from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.reports.before_after import PICTURE_FILE, draw_before_after
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
+from peft_cbpt.training.cbpt_trainer import STAGING_FOLDER, CBPTTrainer
+from peft_cbpt.tuner import CBPTConfig
+
+POCKET_IMAGES_PER_CLASS = 32
+
+
+@dataclass
+class PurifyArguments:
+    """What to purify, with which images, and which triggers to measure."""
+
+    model_name_or_path: str = field(metadata={"help": "The suspicious CLIP: a folder, a Hub id or pocket:NAME."})
+    dataset_name: str = field(metadata={"help": "Clean images: pocket:DOMAIN, a folder, or a Hub id."})
+    dataset_split: str = field(default="train", metadata={"help": "Split the shots are sampled from."})
+    test_dataset_name: str | None = field(default=None, metadata={"help": "Test images; dataset_name by default."})
+    test_split: str = field(default="test", metadata={"help": "Split that is measured on."})
+    image_column: str = field(default="image", metadata={"help": "Column of images."})
+    label_column: str = field(default="label", metadata={"help": "Column of labels."})
+    class_names: list[str] | None = field(default=None, metadata={"help": "Classes to keep, in label order."})
+    num_classes: int | None = field(default=None, metadata={"help": "Keep the first so many classes."})
+    num_shots: int = field(default=16, metadata={"help": "Clean images per class."})
+    test_images_per_class: int = field(default=20, metadata={"help": "Test images the pocket world draws per class."})
+    attacks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Attacks to measure: attack.json files, folders with one, or pocket:NAME."},
+    )
+    num_context_tokens: int = field(default=4, metadata={"help": "M of Eq. 8."})
+    class_token_position: str = field(default="end", metadata={"help": "end, middle or front."})
+    template: str = field(default="a photo of a {}.", metadata={"help": "Prompt of the undefended classifier."})
+
+
+def purify(argv: Sequence[str]) -> None:
+    """Run the main job; see `recipes/purify.py`."""
+    arguments, training = parse([PurifyArguments, CBPTTrainingArguments], argv, __doc__ or "")
+    stopwatch = Stopwatch()
+    output = prepare_output(training.output_dir)
+    set_seed(training.seed)
+
+    with stopwatch("load"):
+        clip = load_clip(resolve_model(arguments.model_name_or_path))
+        train_images, test_images, class_names = _load_images(arguments, training.seed, clip)
+        attacks = read_attacks(arguments.attacks, class_names)
+        model = _attach(arguments, class_names, clip)
+        checkpoint = _find_checkpoint(training.resume_from_checkpoint, output)
+        trainer = CBPTTrainer(model, training, train_images, clip.normalize)
+        fingerprint_before = weights_fingerprint(clip.model)
+    with stopwatch("measure before"):
+        triggers = {name: attack.trigger for name, attack in attacks.items()}
+        encoder = image_encoder(clip.model, clip.normalize)
+        model.to(training.device).eval()
+        encoded = encode_images(encoder, test_images, triggers, training.device, training.inversion_batch_size)
+        before_features = _class_features(model, adapter=False)
+        before = measure(encoded, before_features, attacks, class_names)
+    with stopwatch("purify"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    with stopwatch("measure after"):
+        after_features = _class_features(model, adapter=True)
+        after = measure(encoded, after_features, attacks, class_names)
+
+    if PartialState().is_main_process:
+        _save_adapter(model, output)
+        draw_before_after(
+            output / PICTURE_FILE, test_images, encoded, attacks, class_names, before_features, after_features
+        )
+        results = {
+            "schema_version": 1,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "model": arguments.model_name_or_path,
+            "base_fingerprint": {"before": fingerprint_before, "after": weights_fingerprint(clip.model)},
+            "class_names": class_names,
+            "attacks": {name: attack.as_dict() for name, attack in attacks.items()},
+            "shots": [train_images[row]["sample_id"] for row in range(len(train_images))],
+            "n_test_images": len(encoded.labels),
+            "before": before,
+            "after": after,
+            "epochs": [entry for entry in trainer.state.log_history if "loss_bn" in entry],
+            "seconds": stopwatch.seconds,
+            "peak_memory_bytes": peak_memory_bytes(training.device),
+            "settings": settings_of(arguments, training),
+            "seed": training.seed,
+            "versions": package_versions(),
+        }
+        write_json(output / RESULTS_FILE, results)
+        print_table(results, output)
+
+
+def _load_images(
+    arguments: PurifyArguments, seed: int, clip: LoadedCLIP
+) -> tuple[LabelledImages, LabelledImages, list[str]]:
+    """Few-shot training images, test images, and their class names; checked against each other."""
+    columns = {"image_column": arguments.image_column, "label_column": arguments.label_column}
+    if arguments.num_shots < 1:
+        raise InputError(f"num_shots must be at least 1, it is {arguments.num_shots}")
+    pool = load_labelled_images(
+        arguments.dataset_name,
+        arguments.dataset_split,
+        arguments.class_names,
+        arguments.num_classes,
+        images_per_class=max(POCKET_IMAGES_PER_CLASS, arguments.num_shots),
+        **columns,
+    )
+    class_names = pool.features["label"].names
+    test = load_labelled_images(
+        arguments.test_dataset_name or arguments.dataset_name,
+        arguments.test_split,
+        class_names,
+        images_per_class=arguments.test_images_per_class,
+        **columns,
+    )
+    shots = pool.select(few_shot_rows(pool["label"], pool["sample_id"], arguments.num_shots, seed))
+    train_images = LabelledImages(shots, clip.image_processor)
+    for row in range(len(train_images)):
+        train_images[row]  # unreadable or non-finite images fail here, before any long work
+    return train_images, LabelledImages(test, clip.image_processor), class_names
+
+
+def _attach(arguments: PurifyArguments, class_names: list[str], clip: LoadedCLIP) -> PeftModel:
+    try:
+        config = CBPTConfig(
+            class_names=class_names,
+            num_context_tokens=arguments.num_context_tokens,
+            class_token_position=arguments.class_token_position,
+            template=arguments.template,
+        )
+        return get_peft_model(clip.model, config.tokenize(clip.tokenizer))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _find_checkpoint(wanted: str | None, output: Path) -> str | None:
+    if wanted in (None, "false", "False"):
+        return None
+    if wanted in ("true", "True"):
+        return get_last_checkpoint(str(output))
+    if not (Path(wanted) / "trainer_state.json").exists():
+        raise InputError(f"{wanted} is no checkpoint: give a checkpoint folder, or true for the last one")
+    return wanted
+
+
+@torch.no_grad()
+def _class_features(model: PeftModel, adapter: bool) -> Tensor:
+    """Text features (n_classes, D) of the learned prompts, or of the template prompts without the adapter."""
+    model.eval()
+    if adapter:
+        return model.encode_class_prompts().cpu()
+    with model.disable_adapter():
+        return model.encode_class_prompts().cpu()
+
+
+def _save_adapter(model: PeftModel, output: Path) -> None:
+    """Save the adapter under a temporary name, then move its files into place, the weights last."""
+    staging = output / STAGING_FOLDER
+    shutil.rmtree(staging, ignore_errors=True)
+    model.save_pretrained(staging)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        os.replace(staging / name, output / name)
+    shutil.rmtree(staging)

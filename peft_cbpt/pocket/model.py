@@ -1,0 +1,92 @@
+"""The pocket CLIP: a 1.4M-parameter `CLIPModel` with a byte-level BPE tokenizer of its own."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, PreTrainedTokenizerBase
+
+from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
+from peft_cbpt.errors import InputError
+from peft_cbpt.pocket.atlas import ASSETS, class_names
+from peft_cbpt.pocket.render import BACKGROUND_COLOURS, IMAGE_SIZE
+
+VOCABULARY_SIZE = 2000
+SHIPPED_MODELS = {"pocket:clean": ASSETS / "clip-clean", "pocket:badnet": ASSETS / "clip-badnet"}
+
+
+def resolve_model(name_or_path: str) -> str:
+    """The folder of a shipped pocket model (`pocket:clean`, `pocket:badnet`); anything else is returned as it is."""
+    if not name_or_path.startswith("pocket:"):
+        return name_or_path
+    if name_or_path not in SHIPPED_MODELS:
+        raise InputError(f"there is no pocket model {name_or_path!r}; choose one of {', '.join(SHIPPED_MODELS)}")
+    return str(SHIPPED_MODELS[name_or_path])
+
+
+def _corpus() -> Iterable[str]:
+    names = class_names()
+    yield from (template.format(" ") for template in IMAGENET_TEMPLATES)
+    yield from (f"{name} on a {colour} background." for name in names for colour in BACKGROUND_COLOURS)
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges cover the words of the pocket captions; other words fall back to bytes."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE - 2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    bpe.train_from_iterator(_corpus(), trainer)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocabulary = list(dict.fromkeys(vocabulary))
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, merges=merges)  # type: ignore[arg-type]
+
+
+def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """An untrained pocket CLIP; its text tower keeps CLIP's 77 positions."""
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=128,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=8,
+        projection_dim=128,
+        hidden_act="gelu",
+    )
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+
+
+def build_image_processor() -> CLIPImageProcessorPil:
+    """Resize and crop to the pocket resolution; normalise with CLIP's mean and standard deviation."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    )
+
+
+def save_clip_folder(folder: str | Path, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, image_processor: CLIPImageProcessorPil) -> None:
+    """Write a normal HF folder: weights as fp16 safetensors, tokenizer and image processor."""
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor.save_pretrained(folder)

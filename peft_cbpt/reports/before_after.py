@@ -1,0 +1,97 @@
+"""The before/after picture: bars of the measured figures, and examples with what the model calls them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from peft_cbpt.attacks import Trigger, apply_trigger
+from peft_cbpt.evaluation import EncodedImages, accuracy, attack_result
+
+PICTURE_FILE = "before_after.png"
+BEFORE, AFTER = "#b0413e", "#2f6f8f"
+N_EXAMPLES = 4
+
+
+def _bars(axes: Axes, labels: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
+    for offset, values, colour, name in ((-0.2, before, BEFORE, "before"), (0.2, after, AFTER, "after")):
+        places = [place + offset for place in range(len(labels))]
+        bars = axes.bar(places, [100 * value for value in values], 0.38, color=colour, label=name)
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    axes.set_xticks(range(len(labels)), labels, fontsize=9)
+    axes.set_ylim(0, 118)
+    axes.set_ylabel("%")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.12), fontsize=9)
+
+
+def _example(axes: Axes, pixels: Tensor, title: str, before: str, after: str) -> None:
+    axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title, fontsize=9)
+    axes.text(0.5, -0.06, before, color=BEFORE, fontsize=8.5, ha="center", va="top", transform=axes.transAxes)
+    axes.text(0.5, -0.20, after, color=AFTER, fontsize=8.5, ha="center", va="top", transform=axes.transAxes)
+
+
+def _example_rows(labels: Tensor, target_label: int) -> list[int]:
+    """First images of `N_EXAMPLES` classes spread over those that are not the target."""
+    others = [label for label in labels.unique().tolist() if label != target_label]
+    spread = others[:: max(1, len(others) // N_EXAMPLES)][:N_EXAMPLES]
+    return [int((labels == label).nonzero()[0]) for label in spread]
+
+
+def draw_before_after(
+    file: Path,
+    images: Dataset,
+    encoded: EncodedImages,
+    attacks: Mapping[str, Attack],
+    class_names: list[str],
+    before: Tensor,
+    after: Tensor,
+) -> None:
+    """Draw the picture to a PNG file; it appears whole or not at all.
+
+    Args:
+        file: Where to write.
+        images: The test images that were encoded.
+        encoded: Their features.
+        attacks: What was measured; examples are shown for the first.
+        class_names: Names of the labels.
+        before: Class text features (n, D) of the undefended classifier.
+        after: Class text features (n, D) of the purified one.
+    """
+    labels, scores = ["clean\naccuracy"], [[accuracy(encoded.clean, encoded.labels, text)] for text in (before, after)]
+    for name, attack in attacks.items():
+        target = class_names.index(attack.target_class)
+        labels += [f"{name}\nattack success", f"{name}\naccuracy under trigger"]
+        for values, text in zip(scores, (before, after), strict=True):
+            result = attack_result(encoded.triggered[name], encoded.labels, text, target)
+            values += [result.attack_success_rate, result.robust_accuracy]
+
+    figure = Figure(figsize=(max(10.0, 2.2 * len(labels) + 4), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    if not attacks:
+        _bars(figure.subplots(), labels, *scores)
+    else:
+        bars, examples = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.3 * len(labels), 5])[0]
+        _bars(bars.subplots(), labels, *scores)
+        name, attack = next(iter(attacks.items()))
+        rows = _example_rows(encoded.labels, class_names.index(attack.target_class))
+        grid = examples.subplots(2, len(rows), squeeze=False)
+        for column, row in enumerate(rows):
+            sample = images[row]
+            marked = apply_trigger(attack.trigger, sample["pixel_values"][None], [sample["sample_id"]])[0]
+            versions = (("clean", sample["pixel_values"], encoded.clean), (name, marked, encoded.triggered[name]))
+            for line, (title, pixels, features) in enumerate(versions):
+                named = [class_names[int((features[row] @ text.T).argmax())] for text in (before, after)]
+                _example(grid[line, column], pixels, title, *named)
+    temporary = file.with_name(f".{file.name}.incomplete")
+    figure.savefig(temporary, dpi=150, format="png")
+    os.replace(temporary, file)

@@ -1,0 +1,83 @@
+"""Settings of `CBPTTrainer`; the defaults are the paper's (Section 5.1) and, where it is silent, CoOp's."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from peft_cbpt.errors import InputError
+from peft_cbpt.purification.inversion import InversionSettings
+from peft_cbpt.purification.losses import ObjectiveWeights
+
+
+@dataclass
+class CBPTTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the settings of Eq. 9-16."""
+
+    lambda_bn: float = field(default=1.0, metadata={"help": "lambda_1 of Eq. 16, weight of L_bn."})
+    lambda_adv: float = field(default=0.4, metadata={"help": "lambda_2 of Eq. 16, weight of L_adv."})
+    lambda_align: float = field(default=0.4, metadata={"help": "lambda_3 of Eq. 16, weight of L_align."})
+    alpha: float = field(default=1.0, metadata={"help": "alpha of Eq. 15, weight of the perturbed images in L_bn."})
+    warmup_epochs: int = field(default=5, metadata={"help": "First epochs, in which the prompts see L_bn only."})
+    positives: str = field(
+        default="farthest",
+        metadata={"help": "Which image of class y' is v_pos.", "choices": ["farthest", "closest", "random"]},
+    )
+    norm: float = field(default=2, metadata={"help": "p of the budget of Eq. 16: 0, 1, 2 or inf."})
+    epsilon: float = field(
+        default=6 / 255, metadata={"help": "rho of Eq. 16 in [0, 1]-pixel units; for norm 0 a number of pixels."}
+    )
+    inversion_steps: int = field(default=10, metadata={"help": "Steps of the inner loop."})
+    inversion_lr: float = field(default=0.1, metadata={"help": "Step size of the inner loop."})
+    inversion_step_rule: str = field(
+        default="raw",
+        metadata={"help": "How the gradient makes a step.", "choices": ["raw", "normalized", "sign"]},
+    )
+    inversion_batch_size: int = field(
+        default=256, metadata={"help": "Images inverted or encoded at once; changes no result."}
+    )
+    use_cache: bool = field(default=True, metadata={"help": "Keep perturbed features by (image, y')."})
+    text_chunk_size: int | None = field(
+        default=None, metadata={"help": "Prompts encoded at once, recomputed in the backward pass; all by default."}
+    )
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD on the context."})
+
+    # other defaults than those of `TrainingArguments`
+    learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of SGD, cosine per epoch."})
+    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of SGD."})
+    num_train_epochs: float = field(default=20, metadata={"help": "Epochs, prompt warm-up included."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per outer step and process."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "`cosine` changes once per epoch, as CoOp's."})
+    logging_strategy: str = field(default="no", metadata={"help": "Losses are logged per epoch in any case."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are written."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints are kept."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Column of labels."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lambda_bn", "lambda_adv", "lambda_align", "alpha", "warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, it is {getattr(self, name)}")
+        if self.positives not in ("farthest", "closest", "random"):
+            raise InputError(f"positives is farthest, closest or random, not {self.positives!r}")
+        for name in ("inversion_batch_size", "per_device_train_batch_size", "text_chunk_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
+        if self.num_train_epochs <= 0:
+            raise InputError(f"num_train_epochs must be positive, it is {self.num_train_epochs}")
+        self.inversion_settings()
+
+    def inversion_settings(self) -> InversionSettings:
+        """The inner loop's settings."""
+        return InversionSettings(
+            self.norm,
+            self.epsilon,
+            self.inversion_steps,
+            self.inversion_lr,
+            self.inversion_step_rule,  # type: ignore[arg-type]
+        )
+
+    def objective_weights(self) -> ObjectiveWeights:
+        """The outer objective's weights."""
+        return ObjectiveWeights(self.lambda_bn, self.lambda_adv, self.lambda_align, self.alpha)

@@ -1,0 +1,262 @@
+"""Purification as a bi-level `Trainer`: trigger inversion inside, class-wise prompt tuning outside (Eq. 16)."""
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
+from peft_cbpt.purification.feature_bank import TriggerInverter, build_feature_bank
+from peft_cbpt.purification.losses import l_bn, purification_objective
+from peft_cbpt.purification.targets import runner_up
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
+from peft_cbpt.training.epoch_log import EpochLog
+from peft_cbpt.training.forward_redirection import call_through
+
+CACHE_FILE = "perturbed_features.safetensors"
+STAGING_FOLDER = ".incomplete"
+
+
+class _Rows(Dataset):
+    """What an outer step needs of a sample: which row of the bank it is."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"rows": index}
+
+
+def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    names = [name for name in ("rows", "pixel_values", "labels") if name in samples[0]]
+    return {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in names}
+
+
+class CBPTTrainer(Trainer):
+    """Tunes the class-wise context of a CBPT adapter so that inverted triggers no longer win.
+
+    The image encoder is frozen and images are not augmented, so clean images are encoded once and the inner loop runs
+    once for every pair of an image and its y' (see `purification.feature_bank`); an outer step is a pass of the text
+    tower only. Nothing but `cbpt_context` is given a gradient.
+
+    Args:
+        model: A CLIP with a CBPT adapter, from `get_peft_model(clip, CBPTConfig(...))`.
+        args: The settings.
+        train_dataset: Map-style dataset of the clean labelled images D_clean: rows with `pixel_values` ((3, H, W),
+            uint8, or float in [0, 1]), `labels` (index into the adapter's `class_names`) and `sample_id`.
+        normalize: How [0, 1] pixels become the base model's input; CLIP's own mean and standard deviation if not
+            given.
+        **kwargs: As for `transformers.Trainer`.
+
+    Every epoch logs the mean of each loss, `inversion_success` (share of perturbed images that are classified as y'),
+    `cache_hit_rate`, `clean_accuracy` on the training images, and keeps in `state.log_history` how often each class
+    was y'.
+    """
+
+    args: CBPTTrainingArguments
+
+    def __init__(
+        self,
+        model: PeftModel,
+        args: CBPTTrainingArguments,
+        train_dataset: Dataset,
+        normalize: PixelNormalizer | None = None,
+        **kwargs: Any,
+    ):
+        self.images = train_dataset
+        self.normalize = normalize or PixelNormalizer()
+        self.inverter: TriggerInverter | None = None
+        self.epoch_log = EpochLog()
+        kwargs.setdefault("data_collator", _collate)
+        super().__init__(model, args, train_dataset=_Rows(len(train_dataset)), **kwargs)  # type: ignore[arg-type]
+        self.model_accepts_loss_kwargs = False
+        self.add_callback(_EpochCallback(self))
+
+    def train(self, *args: Any, **kwargs: Any):
+        """Encode the clean images once, then train as `Trainer.train` does."""
+        self.inverter = self._make_inverter()
+        return super().train(*args, **kwargs)
+
+    def _load_pixels(self, rows: Sequence[int]) -> Tensor:
+        pixels = torch.stack([self.images[row]["pixel_values"] for row in rows])
+        return pixels if pixels.is_floating_point() else pixels.float() / 255
+
+    def _make_inverter(self) -> TriggerInverter:
+        samples = [(self.images[row]["labels"], self.images[row]["sample_id"]) for row in range(len(self.images))]  # type: ignore[arg-type]
+        labels, sample_ids = torch.tensor([int(label) for label, _ in samples]), [str(name) for _, name in samples]
+        self.model.to(self.args.device)
+        self.model.eval()
+        encode_image = image_encoder(self.model.get_base_model(), self.normalize)
+        bank = build_feature_bank(
+            encode_image,
+            self._load_pixels,
+            labels,
+            sample_ids,
+            self.args.device,
+            self.args.inversion_batch_size,
+        )
+        return TriggerInverter(
+            encode_image,
+            self._load_pixels,
+            bank,
+            self.args.inversion_settings(),
+            self.args.positives,  # type: ignore[arg-type]
+            self.args.inversion_batch_size,
+            self.args.seed,
+            self.args.use_cache,
+        )
+
+    def _class_features(self, model: nn.Module) -> Tensor:
+        """Unit-norm features (n_classes, D) of the class prompts, through the wrapped model."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        with self.accelerator.autocast():
+            return call_through(model, unwrapped, unwrapped.encode_class_prompts, None, self.args.text_chunk_size)
+
+    def _clean_logits(self, rows: Tensor | slice, class_features: Tensor) -> Tensor:
+        assert self.inverter is not None
+        scale = self.model.get_base_model().logit_scale.detach().float().exp()
+        return scale * self.inverter.bank.features[rows] @ class_features.T
+
+    @property
+    def _warming_up(self) -> bool:
+        return math.floor((self.state.epoch or 0) + 1e-6) < self.args.warmup_epochs
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any):
+        """The outer objective of Eq. 16 on a batch of bank rows; L_bn of the clean images during prompt warm-up."""
+        assert self.inverter is not None
+        rows = inputs["rows"]
+        labels = self.inverter.bank.labels[rows]
+        class_features = self._class_features(model)
+        logits = self._clean_logits(rows, class_features)
+        clean_accuracy = (logits.argmax(1) == labels).float().mean()
+        if self._warming_up:
+            loss = l_bn(logits, None, labels, self.args.alpha)
+            self.epoch_log.add(len(rows), loss_bn=loss.detach(), clean_accuracy=clean_accuracy)
+            loss = self.args.lambda_bn * loss
+            return (loss, {"logits": logits}) if return_outputs else loss
+
+        pseudo_targets = runner_up(logits.detach(), labels)
+        perturbed = self.inverter.perturbed_features(rows, pseudo_targets)
+        scale = self.model.get_base_model().logit_scale.detach().float().exp()
+        perturbed_logits = scale * perturbed @ class_features.T
+        weights = self.args.objective_weights()
+        loss, parts = purification_objective(logits, perturbed_logits, labels, pseudo_targets, weights)
+        reached = (perturbed_logits.argmax(1) == pseudo_targets).float().mean()
+        self.epoch_log.add(
+            len(rows),
+            **parts,
+            clean_accuracy=clean_accuracy,
+            inversion_success=reached,
+        )
+        self.epoch_log.pseudo_targets.update(pseudo_targets.tolist())
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    @torch.no_grad()
+    def prefetch_inversions(self) -> None:
+        """Invert at once what this epoch will need if the prompts stood still; the steps fill in the rest."""
+        assert self.inverter is not None
+        labels = self.inverter.bank.labels
+        pseudo_targets = runner_up(self._clean_logits(slice(None), self.model.encode_class_prompts()), labels)
+        self.inverter.prefetch(torch.arange(len(labels), device=labels.device), pseudo_targets)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Classify images of an evaluation dataset that has the rows of `train_dataset`."""
+        pixels, labels = inputs["pixel_values"].to(self.args.device), inputs["labels"].to(self.args.device)
+        pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
+        with torch.no_grad():
+            logits = model(pixel_values=self.normalize(pixels)).logits_per_image
+        loss = F.cross_entropy(logits.float(), labels)
+        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """SGD on the context, the only parameter that learns."""
+        if self.optimizer is None:
+            learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            self.optimizer = torch.optim.SGD(
+                learned, self.args.learning_rate, momentum=self.args.momentum, weight_decay=self.args.weight_decay
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Cosine over epochs, constant within one; other `lr_scheduler_type`s as in `Trainer`."""
+        if self.args.lr_scheduler_type != "cosine":
+            return super().create_scheduler(num_training_steps, optimizer)
+        epochs = math.ceil(self.args.num_train_epochs)
+        steps_per_epoch = max(1, num_training_steps // epochs)
+
+        def cosine(step: int) -> float:
+            return (1 + math.cos(math.pi * min(step // steps_per_epoch, epochs) / epochs)) / 2
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, cosine)
+        return self.lr_scheduler
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return os.path.join(super()._get_output_dir(trial), STAGING_FOLDER)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint under a temporary name and rename it when it is whole."""
+        staging = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            assert self.inverter is not None
+            save_file(self.inverter.cache.state_dict(), staging / name / CACHE_FILE)
+            final = staging.parent / name
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(staging / name, final)
+            shutil.rmtree(staging)
+            rotate_checkpoints(str(staging.parent), self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        assert self.inverter is not None
+        kept = load_file(Path(resume_from_checkpoint) / CACHE_FILE)
+        self.inverter.cache.load_state_dict(kept, self.inverter.bank.features.device)
+
+
+class _EpochCallback(TrainerCallback):
+    """Gathers cache misses before an epoch and logs its means after it."""
+
+    def __init__(self, trainer: CBPTTrainer):
+        self.trainer = trainer
+        self.inverted_before = 0
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.epoch_log = EpochLog()
+        self.inverted_before = self.trainer.inverter.n_inverted
+        if args.use_cache and not self.trainer._warming_up:
+            self.trainer.prefetch_inversions()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        means = trainer.epoch_log.means()
+        if not means:
+            return
+        if look_ups := trainer.epoch_log.pseudo_targets.total():
+            means["cache_hit_rate"] = 1 - (trainer.inverter.n_inverted - self.inverted_before) / look_ups
+        trainer.log(means | {"learning_rate": trainer.optimizer.param_groups[0]["lr"]})
+        names = trainer.model.class_names
+        counts = {names[label]: count for label, count in trainer.epoch_log.pseudo_targets.most_common()}
+        state.log_history[-1]["pseudo_targets"] = counts

@@ -1,0 +1,79 @@
+"""Contrastive training of a whole CLIP (Eq. 3): pre-training of the pocket model, and poisoning."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from peft_cbpt.clip.pixels import PixelNormalizer
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, same_caption: Tensor) -> Tensor:
+    """The symmetric contrastive loss of Eq. 3, with pairs that share a caption as positives of each other.
+
+    Args:
+        image_embeds: Unit-norm embeddings, (B, D).
+        text_embeds: Unit-norm embeddings of the captions, (B, D).
+        scale: `1 / tau`, a scalar.
+        same_caption: Boolean (B, B), true where row and column have the same caption; true on the diagonal.
+
+    Returns:
+        A scalar. With all captions different this is Eq. 3.
+    """
+    logits = scale * image_embeds @ text_embeds.T
+    targets = same_caption / same_caption.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+@dataclass
+class ContrastiveCollator:
+    """Rows of `pixel_values` (uint8, or float in [0, 1]) and `caption` to a batch for `CLIPModel`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    normalize: PixelNormalizer
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
+        pixels = torch.stack([row["pixel_values"] for row in rows])
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 255
+        text = self.tokenizer(
+            [row["caption"] for row in rows], padding=True, truncation=True, max_length=77, return_tensors="pt"
+        )
+        return {"pixel_values": self.normalize(pixels), "input_ids": text.input_ids}
+
+
+class ContrastiveTrainer(Trainer):
+    """`Trainer` that minimises Eq. 3 over every weight of a `CLIPModel`.
+
+    Args:
+        keep_order: Visit the samples in the dataset's own order instead of shuffling them.
+        **kwargs: As for `transformers.Trainer`; use `ContrastiveCollator` as `data_collator`.
+    """
+
+    def __init__(self, *args: Any, keep_order: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.keep_order = keep_order
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if self.keep_order:
+            return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return super()._get_train_sampler(train_dataset)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
+        with torch.no_grad():
+            self.accelerator.unwrap_model(model).logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        outputs = model(**inputs)
+        ids = inputs["input_ids"]
+        same_caption = (ids[:, None] == ids[None]).all(-1)
+        scale = self.accelerator.unwrap_model(model).logit_scale.exp()
+        loss = contrastive_loss(outputs.image_embeds.float(), outputs.text_embeds.float(), scale, same_caption)
+        return (loss, outputs) if return_outputs else loss

@@ -1,0 +1,14 @@
+"""Class-wise Backdoor Prompt Tuning (CBPT) as a PEFT method for CLIP.
+
+Importing this package registers the method, after which `get_peft_model`, `PeftModel.from_pretrained` and
+transformers' own `load_adapter` know it.
+"""
+
+from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.layer import CBPTEmbedding
+from peft_cbpt.tuner.model import CBPTModel
+from peft_cbpt.tuner.register import register
+
+__all__ = ["CBPTConfig", "CBPTEmbedding", "CBPTModel"]
+
+register(CBPTModel)

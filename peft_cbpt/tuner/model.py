@@ -1,0 +1,159 @@
+"""The tuner: puts a `CBPTEmbedding` into a CLIP and answers questions about its classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from peft_cbpt.tuner.base import check_base, check_prompts, load_tokenizer
+from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.layer import CBPTEmbedding
+
+
+class CBPTModel(BaseTuner):
+    """
+    Class-wise Backdoor Prompt Tuning of a CLIP: learns the context of Eq. 8 for every class and nothing else.
+
+    A call with pixels only, `model(pixel_values=pixels)`, classifies over the classes of the active adapter:
+    `logits_per_image` is (B, n_classes). Calls with `input_ids` stay what they are in the base model. With
+    the adapter disabled, pixels are classified with the template prompts instead.
+
+    `get_peft_model(clip, CBPTConfig(class_names=[...]))` builds one inside a `PeftModel`, which passes on
+    everything that is defined here.
+
+    Args:
+        model ([`~transformers.CLIPModel`]): The CLIP to adapt, in place.
+        peft_config ([`CBPTConfig`]): The configuration.
+        adapter_name (`str`): The name of the adapter.
+        low_cpu_mem_usage (`bool`, *optional*, defaults to `False`): Create the context on the meta device.
+
+    Raises:
+        ValueError: if the model is not a CLIP with both towers, or does not go with the configuration.
+    """
+
+    prefix = "cbpt_"
+    tuner_layer_cls = CBPTEmbedding
+
+    @property
+    def _layer(self) -> CBPTEmbedding:
+        return self.model.text_model.embeddings.token_embedding
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class names of the active adapter, in the order of the logits."""
+        config: Any = self.peft_config[self._active_name()]
+        return config.class_names
+
+    def class_prompt_ids(self, class_indices: Sequence[int] | torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids of the active adapter's prompts, or of the template prompts while it is disabled.
+
+        Args:
+            class_indices: Indices into `class_names`, in any order; None for all classes.
+
+        Returns:
+            int64 (n, L), L being the longest of these prompts; shorter ones are filled up with EOS.
+
+        Raises:
+            ValueError: if not exactly one adapter is active, or `class_indices` is not flat, empty or no
+                integers.
+            IndexError: if an index is out of range.
+        """
+        prompts = self._layer.class_prompts[self._active_name()]
+        return prompts.input_ids(not self._layer.disable_adapters, class_indices, self._layer.weight.device)
+
+    def encode_class_prompts(
+        self, class_indices: Sequence[int] | torch.Tensor | None = None, chunk_size: int | None = None
+    ) -> torch.Tensor:
+        """Text features of the class prompts, the e_t^j of Eq. 8, with gradient to the context.
+
+        Args:
+            class_indices: Indices into `class_names`, in any order; None for all classes.
+            chunk_size: How many prompts to encode at once, at least 1. The activations of each chunk are
+                computed again in the backward pass, so that memory does not grow with the number of classes.
+                None encodes all at once and keeps the activations.
+
+        Returns:
+            float32 (n, projection_dim), rows of unit norm.
+
+        Raises:
+            ValueError, IndexError: as [`~CBPTModel.class_prompt_ids`].
+        """
+        input_ids = self.class_prompt_ids(class_indices)
+        if chunk_size is None:
+            return self._encode(input_ids)
+        chunks = [checkpoint(self._encode, chunk, use_reentrant=False) for chunk in input_ids.split(chunk_size)]
+        return torch.cat(chunks)
+
+    def _encode(self, input_ids: torch.Tensor) -> torch.Tensor:
+        features = self.model.get_text_features(input_ids=input_ids, return_dict=True).pooler_output
+        return F.normalize(features.float(), dim=-1)
+
+    def _active_name(self) -> str:
+        name = self._layer.adapter_in_use
+        if name is None:
+            raise ValueError("No CBPT adapter is active; choose one with set_adapter.")
+        return name
+
+    def train(self, mode: bool = True) -> "CBPTModel":
+        """Sets the mode of the text tower; the vision tower, in which nothing learns, stays in eval mode."""
+        super().train(mode)
+        self.model.vision_model.eval()
+        return self
+
+    def unload(self) -> nn.Module:
+        """Takes the adapters and hooks out and returns the base model."""
+        for module in self.model.modules():
+            if isinstance(module, CBPTEmbedding):
+                module.remove_hooks()
+        return super().unload()
+
+    def _check_merge_allowed(self) -> None:
+        raise NotImplementedError(
+            "CBPT cannot be merged: its prompts are new input tokens, and no weight of CLIP could take them "
+            "up. Keep the adapter and load it with PeftModel.from_pretrained; unload() gives back the base."
+        )
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        check_base(model)
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> CBPTConfig:
+        if peft_config.recorded_ids is None:
+            peft_config.tokenize(load_tokenizer(peft_config, self.model))
+        check_prompts(peft_config, self.model)
+        return peft_config
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: Any,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, CBPTEmbedding) else CBPTEmbedding(target)
+        layer.update_layer(adapter_name, peft_config)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+        layer.attach_hooks(self.model)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """As PEFT's, but refuses weights that are missing or do not fit instead of leaving random ones."""
+        found = [tuple(value.shape) for key, value in state_dict.items() if key.endswith(".cbpt_context")]
+        layer = next(module for module in model.modules() if isinstance(module, CBPTEmbedding))
+        needed = tuple(layer.cbpt_context[adapter_name].shape)
+        if found != [needed]:
+            raise ValueError(
+                f"The config of adapter {adapter_name!r} and the base model need a cbpt_context of shape "
+                f"{needed} (n_classes, num_context_tokens, width), but the checkpoint has {found or 'none'}."
+            )
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)

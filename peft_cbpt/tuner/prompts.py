@@ -1,0 +1,187 @@
+"""The token ids of the class prompts (Eq. 8), as plain lists.
+
+A learned context vector is a token too: vector i of class c (both from 0) has the id -(1 + c * M + i). No
+word has a negative id, so every row of `input_ids` says by itself which class it belongs to, in any order and
+in any company, and the end-of-text token stays the highest id of its row.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+class RecordedIds(NamedTuple):
+    """What a tokenizer says about the classes; saved with the adapter."""
+
+    class_token_ids: list[list[int]]
+    """For each class the tokens of its name and of the trailing period."""
+    class_name_lengths: list[int]
+    """How many of these tokens are the name's."""
+    template_token_ids: list[list[int]]
+    """For each class the whole template prompt, from BOS to EOS."""
+    bos_token_id: int
+    eos_token_id: int
+
+
+def check_class_names(class_names: Any) -> list[str]:
+    """Returns `class_names` as a list with runs of whitespace made one space.
+
+    Raises:
+        ValueError: if it is not a list of strings, is empty, has one class only, or holds a blank name or
+            the same name twice.
+    """
+    if not isinstance(class_names, list | tuple):
+        raise ValueError(f"class_names must be a list of strings, not {type(class_names).__name__}.")
+    for index, name in enumerate(class_names):
+        if not isinstance(name, str):
+            raise ValueError(f"class_names[{index}] must be a string, not {type(name).__name__}.")
+    names = [" ".join(name.split()) for name in class_names]
+    if not names:
+        raise ValueError("class_names is empty.")
+    if "" in names:
+        raise ValueError(f"class_names[{names.index('')}] is blank.")
+    if len(names) == 1:
+        raise ValueError(f"class_names has one class only, {names[0]!r}; a classifier needs at least two.")
+    repeated = [repr(name) for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"class_names holds {', '.join(repeated)} more than once; give each class words of its own.")
+    return names
+
+
+def tokenize_classes(class_names: list[str], template: str, tokenizer: PreTrainedTokenizerBase) -> RecordedIds:
+    """Tokenizes every class name with its trailing period, and in the template.
+
+    Raises:
+        ValueError: if the tokenizer has no BOS or EOS token, does not know a name, or gives two names the
+            same tokens.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None or eos is None:
+        raise ValueError(
+            f"CBPT needs a tokenizer with a BOS and an EOS token; {type(tokenizer).__name__} has "
+            f"bos_token_id={bos} and eos_token_id={eos}."
+        )
+
+    def ids_of(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    texts = [template.replace("{}", name) for name in class_names]
+    class_token_ids, template_ids = ids_of([f"{name}." for name in class_names]), ids_of(texts)
+    not_words = {bos, eos, tokenizer.unk_token_id}
+    first_with: dict[tuple[int, ...], str] = {}
+    for name, ids, text, prompt in zip(class_names, class_token_ids, texts, template_ids, strict=True):
+        if not_words.intersection(ids + prompt):
+            raise ValueError(
+                f"The tokenizer does not know every word of {text!r}, the prompt of class {name!r}, or reads "
+                "a special token in it."
+            )
+        twin = first_with.setdefault(tuple(ids), name)
+        if twin != name:
+            raise ValueError(
+                f"The class names {twin!r} and {name!r} have the same tokens; give each class words of its own."
+            )
+    return RecordedIds(
+        class_token_ids=class_token_ids,
+        class_name_lengths=[len(ids) for ids in ids_of(class_names)],
+        template_token_ids=[[bos, *ids, eos] for ids in template_ids],
+        bos_token_id=bos,
+        eos_token_id=eos,
+    )
+
+
+def check_template_context(recorded: RecordedIds, class_names: list[str], num_context_tokens: int) -> None:
+    """Raises a ValueError unless every template prompt is BOS, M words, the name, a period, EOS.
+
+    M is `num_context_tokens`.
+    """
+    for name, ids, prompt in zip(class_names, recorded.class_token_ids, recorded.template_token_ids, strict=True):
+        num_words = len(prompt) - len(ids) - 2
+        if num_words < 1 or prompt[1 + num_words : -1] != ids:
+            raise ValueError(
+                f"context_init='template' cannot start class {name!r} from its template prompt: the tokenizer "
+                "splits the name in another way there."
+            )
+        if num_words != num_context_tokens:
+            raise ValueError(
+                "context_init='template' needs as many context tokens as the template has before the name: "
+                f"set num_context_tokens to {num_words}, not {num_context_tokens}."
+            )
+
+
+def learned_prompts(recorded: RecordedIds, num_context_tokens: int, position: str) -> list[list[int]]:
+    """The prompts of Eq. 8, one row per class: BOS, p context vectors, the name, M - p more, period, EOS.
+
+    Args:
+        recorded: The tokens of the classes.
+        num_context_tokens: M.
+        position: Where the name stands: "end" (p = M), "middle" (p = M // 2) or "front" (p = 0).
+    """
+    p = {"end": num_context_tokens, "middle": num_context_tokens // 2, "front": 0}[position]
+    rows = []
+    for index, ids in enumerate(recorded.class_token_ids):
+        context = [-(1 + index * num_context_tokens + i) for i in range(num_context_tokens)]
+        length = recorded.class_name_lengths[index]
+        words = [*context[:p], *ids[:length], *context[p:], *ids[length:]]
+        rows.append([recorded.bos_token_id, *words, recorded.eos_token_id])
+    return rows
+
+
+class ClassPrompts:
+    """The prompts of one adapter's classes, learned and template, as rows of token ids.
+
+    Args:
+        learned: The learned prompt of each class, see [`learned_prompts`].
+        template: The template prompt of each class.
+        eos_token_id: The token that ends them.
+    """
+
+    def __init__(self, learned: list[list[int]], template: list[list[int]], eos_token_id: int) -> None:
+        self.learned = learned
+        self.template = template
+        self.eos_token_id = eos_token_id
+        self._of_all_classes: dict[bool, torch.Tensor] = {}
+
+    def input_ids(
+        self,
+        learned: bool,
+        class_indices: Sequence[int] | torch.Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> torch.Tensor:
+        """The prompts of `class_indices`, or of all classes, as one tensor of int64 (n, L).
+
+        L is the longest of these prompts; shorter ones are filled up with EOS. The text tower is causal and
+        pools at the first EOS, so neither the filling nor the choice of L changes a feature.
+
+        Args:
+            learned: Whether to return the learned prompts of Eq. 8 or those of the template.
+            class_indices: Indices into the class names, each in [0, n_classes); any order, repeats allowed.
+            device: Where to put the result; None for the CPU.
+
+        Raises:
+            ValueError: if `class_indices` is empty or not a flat sequence of integers.
+            IndexError: if an index is out of range.
+        """
+        rows = self.learned if learned else self.template
+        device = device or torch.device("cpu")
+        if class_indices is not None:
+            return self._pad([rows[i] for i in self._checked(class_indices)]).to(device)
+        ids = self._of_all_classes.get(learned)
+        if ids is None or ids.device != device:
+            ids = self._of_all_classes[learned] = self._pad(rows).to(device)
+        return ids
+
+    def _checked(self, class_indices: Sequence[int] | torch.Tensor) -> list[int]:
+        indices = torch.as_tensor(class_indices)
+        if indices.ndim != 1 or not len(indices) or indices.dtype == torch.bool or indices.is_floating_point():
+            raise ValueError("class_indices must be a flat, non-empty sequence of integers.")
+        outside = indices[(indices < 0) | (indices >= len(self.learned))].tolist()
+        if outside:
+            raise IndexError(f"class_indices holds {outside[0]}, but the adapter has {len(self.learned)} classes.")
+        return indices.tolist()
+
+    def _pad(self, rows: list[list[int]]) -> torch.Tensor:
+        longest = max(map(len, rows))
+        return torch.tensor([row + [self.eos_token_id] * (longest - len(row)) for row in rows])

@@ -1,0 +1,15 @@
+"""Make a backdoored pocket CLIP, for research.
+
+    accelerate launch recipes/poison.py --config recipes/configs/pocket/poison_badnet.yaml --output_dir output/badnet
+
+Writes the weights, attack.json (the trigger and its target), training.json (settings and figures) and a card that says
+that the model is backdoored on purpose.
+"""
+
+import sys
+
+from peft_cbpt.commands.parsing import run_command
+from peft_cbpt.commands.poison import poison
+
+if __name__ == "__main__":
+    sys.exit(run_command(poison))

@@ -1,0 +1,15 @@
+"""Purify a suspicious CLIP.
+
+    accelerate launch recipes/purify.py --config recipes/configs/pocket/purify.yaml
+    accelerate launch recipes/purify.py --config recipes/configs/pocket/purify.yaml --num_shots 4 --output_dir out
+
+Prints one table, and writes the adapter, results.json and before_after.png to --output_dir.
+"""
+
+import sys
+
+from peft_cbpt.commands.parsing import run_command
+from peft_cbpt.commands.purify import purify
+
+if __name__ == "__main__":
+    sys.exit(run_command(purify))
