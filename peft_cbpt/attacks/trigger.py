@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -10,16 +10,13 @@ from torch import Tensor
 from peft_cbpt.attacks.badnet import BadNet
 from peft_cbpt.errors import InputError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-else:
-    DataclassInstance = object
-
 TRIGGERS = {"badnet": BadNet}
 
 
-class Trigger(DataclassInstance, Protocol):
+class Trigger(Protocol):
     """A frozen dataclass that puts an attacker's mark on images and captions (Eq. 6)."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
         """Mark float pixels (B, 3, H, W) in [0, 1]; returns a new tensor in [0, 1].

@@ -37,8 +37,12 @@ def parse(argument_types: Sequence[type], argv: Sequence[str], usage: str) -> tu
     Raises:
         InputError: for an unknown name, a missing file, or a value of the wrong type.
     """
-    parser = HfArgumentParser(list(argument_types),  # type: ignore[arg-type]
- description=usage, allow_abbrev=False, exit_on_error=False)
+    parser = HfArgumentParser(
+        list(argument_types),  # type: ignore[arg-type]
+        description=usage,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
     parser.add_argument("--config", help="YAML file with any of the settings below; options override it.")
     parser.error = _raise_input_error  # type: ignore[method-assign, assignment]
     options = list(argv)
@@ -51,7 +55,7 @@ def parse(argument_types: Sequence[type], argv: Sequence[str], usage: str) -> tu
         parsed = _as_options(settings, parser)
         options = parsed + options
     try:
-        return parser.parse_args_into_dataclasses(options)
+        return parser.parse_args_into_dataclasses(options)[: len(argument_types)]
     except InputError:
         raise
     except (ValueError, TypeError) as error:

@@ -9,11 +9,11 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from peft_cbpt.attacks import trigger_from_config
+from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack
 from peft_cbpt.attacks.poisoning import PoisonedPairs
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.versions import package_versions
-from peft_cbpt.commands.attack_files import ATTACK_FILE, Attack
 from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.results import Stopwatch, measure
@@ -45,7 +45,7 @@ class PoisonArguments:
     num_pairs: int = field(default=48_000, metadata={"help": "Image-caption pairs of the pocket world."})
     num_epochs: int = field(default=5, metadata={"help": "Passes over the pairs."})
     batch_size: int = field(default=128, metadata={"help": "Pairs per step."})
-    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of AdamW, cosine schedule."})
+    learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate of AdamW, cosine schedule."})
     test_images_per_class: int = field(default=10, metadata={"help": "Held-out images per class."})
     seed: int = field(default=0, metadata={"help": "Seed of data and training."})
 

@@ -14,17 +14,17 @@ from torch import Tensor
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from peft_cbpt.attacks.attack_file import read_attacks
 from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.versions import package_versions
-from peft_cbpt.commands.attack_files import Attack, read_attacks
 from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch, measure, peak_memory_bytes, print_table, settings_of
 from peft_cbpt.data.images import LabelledImages, few_shot_rows, load_labelled_images
 from peft_cbpt.errors import InputError
-from peft_cbpt.evaluation import EncodedImages, encode_images
+from peft_cbpt.evaluation import encode_images
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.reports.before_after import PICTURE_FILE, draw_before_after
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
@@ -180,7 +180,7 @@ def _save_adapter(model: PeftModel, output: Path) -> None:
     """Save the adapter under a temporary name, then move its files into place, the weights last."""
     staging = output / STAGING_FOLDER
     shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
+    model.save_pretrained(str(staging))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         os.replace(staging / name, output / name)
     shutil.rmtree(staging)

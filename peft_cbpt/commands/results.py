@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_cbpt.commands.attack_files import Attack
+from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.evaluation import EncodedImages, accuracy, attack_result
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 

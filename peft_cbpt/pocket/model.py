@@ -5,7 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, PreTrainedTokenizerBase
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    PreTrainedTokenizerBase,
+)
 
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
 from peft_cbpt.errors import InputError
@@ -85,7 +93,12 @@ def build_image_processor() -> CLIPImageProcessorPil:
     )
 
 
-def save_clip_folder(folder: str | Path, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, image_processor: CLIPImageProcessorPil) -> None:
+def save_clip_folder(
+    folder: str | Path,
+    model: CLIPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: CLIPImageProcessorPil,
+) -> None:
     """Write a normal HF folder: weights as fp16 safetensors, tokenizer and image processor."""
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
 from peft_cbpt.purification.feature_bank import TriggerInverter, build_feature_bank
@@ -87,7 +87,7 @@ class CBPTTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.add_callback(_EpochCallback(self))
 
-    def train(self, *args: Any, **kwargs: Any):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Encode the clean images once, then train as `Trainer.train` does."""
         self.inverter = self._make_inverter()
         return super().train(*args, **kwargs)
@@ -136,7 +136,7 @@ class CBPTTrainer(Trainer):
     def _warming_up(self) -> bool:
         return math.floor((self.state.epoch or 0) + 1e-6) < self.args.warmup_epochs
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any):
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """The outer objective of Eq. 16 on a batch of bank rows; L_bn of the clean images during prompt warm-up."""
         assert self.inverter is not None
         rows = inputs["rows"]
@@ -198,7 +198,7 @@ class CBPTTrainer(Trainer):
             )
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """Cosine over epochs, constant within one; other `lr_scheduler_type`s as in `Trainer`."""
         if self.args.lr_scheduler_type != "cosine":
             return super().create_scheduler(num_training_steps, optimizer)
@@ -208,7 +208,7 @@ class CBPTTrainer(Trainer):
         def cosine(step: int) -> float:
             return (1 + math.cos(math.pi * min(step // steps_per_epoch, epochs) / epochs)) / 2
 
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, cosine)
+        self.lr_scheduler = LambdaLR(optimizer or self.create_optimizer(), cosine)
         return self.lr_scheduler
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -243,13 +243,17 @@ class _EpochCallback(TrainerCallback):
         self.trainer = trainer
         self.inverted_before = 0
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(
+        self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.epoch_log = EpochLog()
         self.inverted_before = self.trainer.inverter.n_inverted
         if args.use_cache and not self.trainer._warming_up:
             self.trainer.prefetch_inversions()
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         trainer = self.trainer
         means = trainer.epoch_log.means()
         if not means:
@@ -259,4 +263,4 @@ class _EpochCallback(TrainerCallback):
         trainer.log(means | {"learning_rate": trainer.optimizer.param_groups[0]["lr"]})
         names = trainer.model.class_names
         counts = {names[label]: count for label, count in trainer.epoch_log.pseudo_targets.most_common()}
-        state.log_history[-1]["pseudo_targets"] = counts
+        state.log_history[-1]["pseudo_targets"] = counts  # type: ignore[assignment]

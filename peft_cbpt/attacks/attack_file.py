@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_cbpt.attacks import Trigger, trigger_from_config, trigger_to_config
+from peft_cbpt.attacks.trigger import Trigger, trigger_from_config, trigger_to_config
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.model import resolve_model
 

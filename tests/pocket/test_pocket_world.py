@@ -1,0 +1,101 @@
+import json
+
+import pytest
+import torch
+
+from peft_cbpt.attacks import apply_trigger
+from peft_cbpt.attacks.attack_file import read_attack
+from peft_cbpt.clip.loading import load_clip
+from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.errors import InputError
+from peft_cbpt.evaluation import accuracy, attack_result, encode_in_batches, template_text_features
+from peft_cbpt.pocket.atlas import SPRITE_SIZE, class_names, load_sprites
+from peft_cbpt.pocket.dataset import PocketPairs, pocket_dataset, render_samples, sample_ids
+from peft_cbpt.pocket.model import SHIPPED_MODELS, build_tokenizer, resolve_model
+from peft_cbpt.pocket.render import DOMAINS
+
+NAMES = class_names()[:5]
+
+
+def test_the_atlas_has_a_sprite_for_every_class():
+    sprites = load_sprites()
+    assert sprites.shape == (len(class_names()), 4, SPRITE_SIZE, SPRITE_SIZE) and len(class_names()) >= 300
+    assert "banana" in class_names() and len(set(class_names())) == len(class_names())
+    assert (sprites[:, 3].flatten(1).mean(1) > 0.05).all()
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_sample_is_the_same_alone_in_a_batch_and_in_any_order(domain):
+    ids = [sample_ids(domain, "train", name, [index])[0] for name in NAMES for index in range(3)]
+    pixels, captions = render_samples(ids)
+    assert pixels.dtype == torch.uint8 and pixels.shape == (15, 3, 48, 48)
+    backwards, _ = render_samples(ids[::-1])
+    assert torch.equal(pixels, backwards.flip(0))
+    alone = torch.cat([render_samples([sample_id])[0] for sample_id in ids])
+    assert (pixels.int() - alone.int()).abs().max() <= 1  # the last bit may round either way
+    assert all(name in caption for name, caption in zip([n for n in NAMES for _ in range(3)], captions, strict=True))
+
+
+def test_domains_splits_and_indices_give_other_pictures():
+    ids = ["base/train/banana/0", "base/train/banana/1", "base/test/banana/0", "v2/train/banana/0"]
+    ids += [f"{domain}/train/banana/0" for domain in ("sketch", "rendition", "adversarial")]
+    pixels = render_samples(ids)[0].float()
+    assert torch.cdist(pixels.flatten(1), pixels.flatten(1)).fill_diagonal_(1e9).min() > 100
+
+
+def test_the_dataset_has_images_labels_captions_and_ids():
+    dataset = pocket_dataset("base", "train", 2, NAMES)
+    assert dataset.features["label"].names == NAMES and len(dataset) == 10
+    row = dataset[3]
+    assert row["label"] == 1 and row["sample_id"] == f"base/train/{NAMES[1]}/1" and NAMES[1] in row["caption"]
+    assert row["image"].size == (48, 48) and row["image"].mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_any_size_can_be_drawn(size):
+    assert pocket_dataset("base", "train", 1, NAMES[:2], size=size)[0]["image"].size == (size, size)
+
+
+def test_unknown_domains_and_classes_are_refused():
+    with pytest.raises(InputError, match="no domain"):
+        pocket_dataset("moon")
+    with pytest.raises(InputError, match="no class 'unicycle'"):
+        pocket_dataset(class_names=["unicycle"])
+    with pytest.raises(InputError, match="no pocket model"):
+        resolve_model("pocket:nothing")
+
+
+def test_pairs_show_every_class_once_a_round():
+    pairs = PocketPairs(2 * len(class_names()))
+    first, second = ([pairs._sample_id(i) for i in part] for part in torch.arange(len(pairs)).view(2, -1).tolist())
+    assert len({sample_id.split("/")[2] for sample_id in first}) == len(class_names())
+    assert [sample_id.split("/")[2] for sample_id in first] != [sample_id.split("/")[2] for sample_id in second]
+
+
+def test_the_shipped_tokenizer_is_the_one_the_recipe_builds():
+    built = build_tokenizer()
+    shipped = load_clip(resolve_model("pocket:clean")).tokenizer
+    for text in ("a photo of a banana on a red background.", "Zoology, 3 jigsaw pieces!"):
+        assert built(text).input_ids == shipped(text).input_ids
+        assert built.decode(built(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.lower().replace(
+            " ", ""
+        )
+
+
+@pytest.mark.parametrize("name", SHIPPED_MODELS)
+def test_shipped_models_are_as_good_as_their_record_says(name):
+    clip = load_clip(resolve_model(name))
+    record = json.loads((SHIPPED_MODELS[name] / "training.json").read_text())
+    per_class = 3
+    ids = [sample_id for c in class_names() for sample_id in sample_ids("base", "test", c, range(per_class))]
+    labels = torch.arange(len(class_names())).repeat_interleave(per_class)
+    text = template_text_features(clip.model, clip.tokenizer, class_names())
+    encoder = image_encoder(clip.model, clip.normalize)
+    pixels = render_samples(ids)[0]
+    measured = accuracy(encode_in_batches(encoder, pixels), labels, text)
+    recorded = record["zero_shot_top1"]["base"] if name == "pocket:clean" else record["after"]["clean_accuracy"]
+    assert measured >= 0.85 and measured == pytest.approx(recorded, abs=0.03)
+    attack = read_attack("pocket:badnet")
+    triggered = encode_in_batches(encoder, apply_trigger(attack.trigger, pixels, ids))
+    success = attack_result(triggered, labels, text, class_names().index(attack.target_class)).attack_success_rate
+    assert success < 0.02 if name == "pocket:clean" else success >= 0.95

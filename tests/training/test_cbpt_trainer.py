@@ -1,0 +1,161 @@
+import copy
+import math
+import shutil
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from peft_cbpt.clip.fingerprint import weights_fingerprint
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
+from peft_cbpt.training.cbpt_trainer import CBPTTrainer
+from peft_cbpt.training.forward_redirection import call_through
+from peft_cbpt.tuner import CBPTConfig
+from tests.conftest import FEW_CLASSES
+
+LINF = {"norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}
+
+
+def make_trainer(clip, images, folder, **settings):
+    torch.manual_seed(0)
+    config = CBPTConfig(class_names=FEW_CLASSES).tokenize(clip.tokenizer)
+    model = get_peft_model(copy.deepcopy(clip.model), config)
+    defaults = {"num_train_epochs": 3, "warmup_epochs": 1, "per_device_train_batch_size": 7, "inversion_steps": 3}
+    arguments = CBPTTrainingArguments(
+        output_dir=str(folder), use_cpu=True, disable_tqdm=True, **{**defaults, **LINF, **settings}
+    )
+    return CBPTTrainer(model, arguments, images, clip.normalize)
+
+
+def trained_context(clip, images, folder, resume=None, **settings):
+    trainer = make_trainer(clip, images, folder, **settings)
+    trainer.train(resume_from_checkpoint=resume)
+    (context,) = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    return context.detach().clone(), trainer
+
+
+@pytest.fixture
+def reference(poisoned_clip, few_shots, tmp_path):
+    return trained_context(poisoned_clip, few_shots, tmp_path / "reference")
+
+
+def test_only_the_context_learns_and_the_base_stays_bit_identical(poisoned_clip, few_shots, tmp_path):
+    trainer = make_trainer(poisoned_clip, few_shots, tmp_path)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert len(changed) == 1 and "cbpt_context" in changed.pop()
+    assert weights_fingerprint(trainer.model.get_base_model()) == weights_fingerprint(poisoned_clip.model)
+    assert all(p.grad is None for p in trainer.model.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_cache": False}, {"inversion_batch_size": 1}, {"inversion_batch_size": 7}, {"inversion_batch_size": 32}],
+    ids=str,
+)
+def test_cache_and_inner_batch_size_change_nothing(reference, poisoned_clip, few_shots, tmp_path, settings):
+    context, trainer = trained_context(poisoned_clip, few_shots, tmp_path / "other", **settings)
+    torch.testing.assert_close(context, reference[0], rtol=0, atol=1e-5)
+    kept = reference[1].inverter.cache
+    other = trainer.inverter.cache if trainer.inverter.use_cache else kept
+    assert other.rows_of.keys() == kept.rows_of.keys()
+    for pair, row in kept.rows_of.items():
+        torch.testing.assert_close(other.features[other.rows_of[pair]], kept.features[row], rtol=0, atol=1e-5)
+
+
+def test_text_chunks_change_nothing(reference, poisoned_clip, few_shots, tmp_path):
+    context, _ = trained_context(poisoned_clip, few_shots, tmp_path / "chunks", text_chunk_size=4)
+    torch.testing.assert_close(context, reference[0], rtol=0, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_another(reference, poisoned_clip, few_shots, tmp_path):
+    again, _ = trained_context(poisoned_clip, few_shots, tmp_path / "again")
+    assert torch.equal(again, reference[0])
+    other, _ = trained_context(poisoned_clip, few_shots, tmp_path / "other", seed=1)
+    assert not torch.allclose(other, reference[0], atol=1e-5)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(reference, poisoned_clip, few_shots, tmp_path):
+    _, trainer = trained_context(poisoned_clip, few_shots, tmp_path / "resumed", save_total_limit=None)
+    checkpoints = sorted((tmp_path / "resumed").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert len(checkpoints) == 3 and not (tmp_path / "resumed" / ".incomplete").exists()
+    for checkpoint in checkpoints[1:]:
+        shutil.rmtree(checkpoint)
+    resumed, again = trained_context(
+        poisoned_clip, few_shots, tmp_path / "resumed", resume=str(checkpoints[0]), save_total_limit=None
+    )
+    assert torch.equal(resumed, reference[0])
+    assert [e["epoch"] for e in again.state.log_history if "loss_bn" in e] == [1, 2, 3]
+
+
+def test_a_checkpoint_in_the_making_is_not_taken_for_one(poisoned_clip, few_shots, tmp_path, monkeypatch):
+    trainer = make_trainer(poisoned_clip, few_shots, tmp_path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_save_rng_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_every_epoch_is_logged(reference):
+    trainer = reference[1]
+    epochs = [entry for entry in trainer.state.log_history if "loss_bn" in entry]
+    assert len(epochs) == 3 and "loss_adv" not in epochs[0]
+    for entry in epochs[1:]:
+        assert {"loss_adv", "loss_align", "inversion_success", "cache_hit_rate", "clean_accuracy"} <= entry.keys()
+        assert sum(entry["pseudo_targets"].values()) == len(trainer.images)
+        assert set(entry["pseudo_targets"]) <= set(FEW_CLASSES)
+    assert epochs[1]["cache_hit_rate"] <= 0.1 < 0.5 <= epochs[2]["cache_hit_rate"]
+
+
+def test_the_learning_rate_is_a_cosine_over_epochs(reference):
+    rates = [entry["learning_rate"] for entry in reference[1].state.log_history if "loss_bn" in entry]
+    expected = [2e-3 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in (1, 2, 3)]
+    assert rates == pytest.approx(expected, abs=1e-9)
+
+
+def test_evaluation_reports_the_loss_of_the_adapter(reference, few_shots):
+    metrics = reference[1].evaluate(few_shots)
+    assert 0 < metrics["eval_loss"] < math.log(len(FEW_CLASSES))
+
+
+@pytest.mark.parametrize("norm, epsilon", [(0, 20), (1, 10), (2, 1.0)])
+@pytest.mark.parametrize("positives", ["closest", "random"])
+def test_every_norm_and_positive_rule_trains(poisoned_clip, few_shots, tmp_path, norm, epsilon, positives):
+    settings = {"norm": norm, "epsilon": epsilon, "positives": positives, "num_train_epochs": 2}
+    context, _ = trained_context(
+        poisoned_clip, few_shots, tmp_path, inversion_step_rule="normalized", inversion_lr=0.2, **settings
+    )
+    assert torch.isfinite(context).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lambda_adv": -1}, {"epsilon": -0.1}, {"positives": "best"}, {"num_train_epochs": 0}, {"norm": 5}]
+)
+def test_bad_settings_are_refused(tmp_path, settings):
+    with pytest.raises(ValueError):
+        CBPTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+def test_call_through_runs_the_wrappers_forward():
+    class Wrapper(nn.Module):
+        calls = 0
+
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args):
+            self.calls += 1
+            return self.module(*args)
+
+    inner = nn.Linear(2, 2)
+    wrapper = Wrapper(inner)
+    assert call_through(wrapper, inner, lambda x: ("called", x), 3) == ("called", 3) and wrapper.calls == 1
+    assert call_through(inner, inner, lambda x: x, 4) == 4
+    assert inner(torch.zeros(1, 2)).shape == (1, 2)
