@@ -367,6 +367,16 @@ def test_the_global_seed_makes_the_context(row: Row, load_clip: Any, pixels: tor
     assert torch.equal(results[0], results[2]) == (row.config.get("context_init") == "template")
 
 
+def test_init_std_scales_the_context(load_clip: Any) -> None:
+    contexts = []
+    for init_std in (0.02, 0.04):
+        torch.manual_seed(0)
+        config = CBPTConfig(class_names=[f"{a} {b}" for a in "abcdefgh" for b in "abcdefgh"], init_std=init_std)
+        contexts.append(get_peft_model(load_clip(), config).get_parameter(f"base_model.model.{CONTEXT}.default"))
+    assert contexts[0].std().item() == pytest.approx(0.02, rel=0.1)
+    torch.testing.assert_close(contexts[1], 2 * contexts[0])
+
+
 def test_a_fresh_process_needs_no_tokenizer(load_clip: Any, pixels: torch.Tensor, tmp_path: Path) -> None:
     """The two lines of the model card, in another process, with a base model without tokenizer."""
     clip = load_clip("clip")

@@ -66,7 +66,9 @@ def test_any_choice_of_classes_has_the_same_rows(case: tuple, data: st.DataObjec
 @given(cases)
 def test_rows_are_as_long_as_the_longest_and_filled_with_eos(case: tuple) -> None:
     names, m, _ = case
-    ids = class_prompts(*case).input_ids(learned=True)
+    prompts = class_prompts(*case)
+    ids = prompts.input_ids(learned=True)
+    assert prompts.input_ids(learned=True) is ids, "the prompts of all classes are made once"
     assert ids.shape == (len(names), 1 + m + max(map(len, names)) + 2)
     lengths = (ids == EOS).int().argmax(dim=1) + 1
     assert lengths.tolist() == [len(name) + m + 3 for name in names]
