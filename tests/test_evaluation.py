@@ -29,7 +29,8 @@ def test_encoding_does_not_depend_on_the_batch_size(poisoned_clip, few_shots):
 
     encoder = image_encoder(poisoned_clip.model, poisoned_clip.normalize)
     one, many = (
-        encode_images(encoder, few_shots, {"badnet": BadNet()}, torch.device("cpu"), batch_size) for batch_size in (1, 64)
+        encode_images(encoder, few_shots, {"badnet": BadNet()}, torch.device("cpu"), batch_size)
+        for batch_size in (1, 64)
     )
     torch.testing.assert_close(one.clean, many.clean, rtol=0, atol=1e-5)
     torch.testing.assert_close(one.triggered["badnet"], many.triggered["badnet"], rtol=0, atol=1e-5)

@@ -1,5 +1,6 @@
 """Settings from a YAML file and the command line, and errors as one line with exit code 2."""
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ def parse(argument_types: Sequence[type], argv: Sequence[str], usage: str) -> tu
         return parser.parse_args_into_dataclasses(options)[: len(argument_types)]
     except InputError:
         raise
-    except (ValueError, TypeError) as error:
+    except (argparse.ArgumentError, ValueError, TypeError) as error:
         raise InputError(" ".join(str(error).split())) from error
 
 

@@ -74,6 +74,8 @@ def _kept_names(
     known: Sequence[str], wanted: Sequence[str] | None, num_classes: int | None, dataset_name: str
 ) -> list[str]:
     kept = list(wanted or known)
+    if twice := [name for name in kept if kept.count(name) > 1]:
+        raise InputError(f"class {twice[0]!r} is named twice in class_names: name every class once")
     if unknown := [name for name in kept if name not in known]:
         raise InputError(f"class {unknown[0]!r} is not among the {len(known)} classes of {dataset_name}")
     if num_classes is not None:
@@ -170,7 +172,10 @@ class LabelledImages(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.dataset[int(index)]
+        try:
+            row = self.dataset[int(index)]
+        except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
+            raise InputError(f"image {index} cannot be read: replace or remove it ({error})") from error
         image = to_rgb(row["image"], row["sample_id"])
         array = self.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values[0]
         pixels: Tensor = torch.from_numpy(np.asarray(array)).to(torch.uint8)

@@ -101,7 +101,6 @@ class TriggerInverter:
         seed: Seed of random positives.
         use_cache: Whether a pair's perturbed feature is kept; without, every look-up inverts anew.
         cache: What is kept.
-        n_inverted: How many inversions were made.
     """
 
     encode_image: EncodeImage
@@ -113,12 +112,10 @@ class TriggerInverter:
     seed: int = 0
     use_cache: bool = True
     cache: PerturbedFeatureCache = field(default_factory=PerturbedFeatureCache)
-    n_inverted: int = 0
 
     def invert(self, rows: Tensor, pseudo_targets: Tensor) -> Tensor:
         """Perturbed features (B, D) of pairs, computed; in batches of `batch_size`."""
         features = []
-        self.n_inverted += len(rows)
         starts = range(0, len(rows), self.batch_size)
         for start in tqdm(starts, desc="trigger inversion", leave=False, disable=len(starts) < 2):
             part, targets = rows[start : start + self.batch_size], pseudo_targets[start : start + self.batch_size]

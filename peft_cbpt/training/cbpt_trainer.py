@@ -163,7 +163,7 @@ class CBPTTrainer(Trainer):
             clean_accuracy=clean_accuracy,
             inversion_success=reached,
         )
-        self.epoch_log.pseudo_targets.update(pseudo_targets.tolist())
+        self.epoch_log.looked_up += zip(rows.tolist(), pseudo_targets.tolist(), strict=True)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     @torch.no_grad()
@@ -241,13 +241,13 @@ class _EpochCallback(TrainerCallback):
 
     def __init__(self, trainer: CBPTTrainer):
         self.trainer = trainer
-        self.inverted_before = 0
+        self.known: set[tuple[int, int]] = set()
 
     def on_epoch_begin(
         self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.epoch_log = EpochLog()
-        self.inverted_before = self.trainer.inverter.n_inverted
+        self.known = set(self.trainer.inverter.cache.rows_of)
         if args.use_cache and not self.trainer._warming_up:
             self.trainer.prefetch_inversions()
 
@@ -258,9 +258,9 @@ class _EpochCallback(TrainerCallback):
         means = trainer.epoch_log.means()
         if not means:
             return
-        if look_ups := trainer.epoch_log.pseudo_targets.total():
-            means["cache_hit_rate"] = 1 - (trainer.inverter.n_inverted - self.inverted_before) / look_ups
+        if trainer.epoch_log.looked_up:
+            means["cache_hit_rate"] = trainer.epoch_log.cache_hit_rate(self.known)
         trainer.log(means | {"learning_rate": trainer.optimizer.param_groups[0]["lr"]})
         names = trainer.model.class_names
-        counts = {names[label]: count for label, count in trainer.epoch_log.pseudo_targets.most_common()}
+        counts = {names[label]: count for label, count in trainer.epoch_log.pseudo_targets().most_common()}
         state.log_history[-1]["pseudo_targets"] = counts  # type: ignore[assignment]

@@ -10,13 +10,22 @@ class EpochLog:
 
     sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     samples: Counter[str] = field(default_factory=Counter)
-    pseudo_targets: Counter[int] = field(default_factory=Counter)
+    looked_up: list[tuple[int, int]] = field(default_factory=list)
+    """The (row, y') of every look-up of a perturbed feature."""
 
     def add(self, n_samples: int, **means: float) -> None:
         """Add a batch of `n_samples` by its means."""
         for name, mean in means.items():
             self.sums[name] += float(mean) * n_samples
             self.samples[name] += n_samples
+
+    def pseudo_targets(self) -> Counter[int]:
+        """How often each class was y'."""
+        return Counter(target for _, target in self.looked_up)
+
+    def cache_hit_rate(self, known: set[tuple[int, int]]) -> float:
+        """Share of look-ups that needed no inversion in this epoch, when `known` pairs were kept before it."""
+        return 1 - len(set(self.looked_up) - known) / len(self.looked_up)
 
     def means(self) -> dict[str, float]:
         """The epoch's means."""

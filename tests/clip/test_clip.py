@@ -72,7 +72,10 @@ DAMAGE = {
     "no folder": (lambda folder: shutil.rmtree(folder), "no folder"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot load"),
-    "half a file": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:99999]), ""),
+    "half a file": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:99999]),
+        "",
+    ),
     "not safetensors": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04pickle"), "cannot load"),
     "a weight missing": (drop_weights, "lacks 1 weights, such as logit_scale"),
     "a weight not finite": (spoil_weights, "logit_scale .* not finite"),

@@ -189,7 +189,7 @@ BAD_INPUTS = {
     "unknown pocket domain": (lambda _: {"dataset_name": "pocket:moon"}, "choose one of"),
     "folder without classes": (lambda path: images(path, no_class_folders), "put the images of each class"),
     "empty class": (lambda path: images(path, empty_class), "add images or remove it"),
-    "unreadable picture": (lambda path: images(path, broken_picture), "0.png"),
+    "unreadable picture": (lambda path: images(path, broken_picture), "replace or remove it"),
     "NaN pixels": (lambda path: images(path, nan_image), "not finite"),
     "test classes differ": (lambda path: images(path, other_test_classes), "class 'dog'"),
     "class name unknown": (lambda _: {"class_names": ["banana", "unicycle"]}, "'unicycle'"),

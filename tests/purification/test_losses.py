@@ -30,7 +30,9 @@ def test_losses_are_the_papers_formulas(batch):
     clean, perturbed, labels, pseudo_targets = batch
     f_clean, f_perturbed = confidence(clean, labels), confidence(perturbed, labels)
     torch.testing.assert_close(l_bn(clean, perturbed, labels, 0.7), (-f_clean.log() - 0.7 * f_perturbed.log()).mean())
-    torch.testing.assert_close(l_adv(perturbed, pseudo_targets), -(1 - confidence(perturbed, pseudo_targets)).log().mean())
+    torch.testing.assert_close(
+        l_adv(perturbed, pseudo_targets), -(1 - confidence(perturbed, pseudo_targets)).log().mean()
+    )
     squares = (clean.softmax(1) - perturbed.softmax(1)).square().mean(1)
     torch.testing.assert_close(l_align(clean, perturbed, labels), (f_clean * squares).mean())
 

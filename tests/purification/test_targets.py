@@ -29,9 +29,7 @@ def test_a_sample_is_never_its_own_positive(bank):
 def test_random_positives_depend_on_seed_and_sample_only(bank):
     rows, targets = torch.tensor([0, 1, 5]), torch.tensor([1, 1, 1])
     together = choose_positives("random", rows, targets, *bank, seed=3)
-    alone = [
-        choose_positives("random", rows[i : i + 1], targets[i : i + 1], *bank, seed=3).item() for i in range(3)
-    ]
+    alone = [choose_positives("random", rows[i : i + 1], targets[i : i + 1], *bank, seed=3).item() for i in range(3)]
     assert together.tolist() == alone and set(alone) <= {2, 3, 4}
     seeds = {tuple(choose_positives("random", rows, targets, *bank, seed=seed).tolist()) for seed in range(20)}
     assert len(seeds) > 3
