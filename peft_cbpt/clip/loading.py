@@ -51,7 +51,8 @@ def load_clip(name_or_path: str, revision: str = "main") -> LoadedCLIP:
     if config.model_type != "clip":
         raise InputError(f"{name_or_path} is a {config.model_type!r} model, not a CLIP: give a CLIPModel checkpoint")
     try:
-        model, report = CLIPModel.from_pretrained(
+        model: CLIPModel
+        model, report = CLIPModel.from_pretrained(  # type: ignore[misc]
             name_or_path,
             revision=revision,
             use_safetensors=True,

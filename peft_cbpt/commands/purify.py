@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -117,24 +118,22 @@ def _load_images(
     arguments: PurifyArguments, seed: int, clip: LoadedCLIP
 ) -> tuple[LabelledImages, LabelledImages, list[str]]:
     """Few-shot training images, test images, and their class names; checked against each other."""
-    columns = {"image_column": arguments.image_column, "label_column": arguments.label_column}
+    load = partial(load_labelled_images, image_column=arguments.image_column, label_column=arguments.label_column)
     if arguments.num_shots < 1:
         raise InputError(f"num_shots must be at least 1, it is {arguments.num_shots}")
-    pool = load_labelled_images(
+    pool = load(
         arguments.dataset_name,
         arguments.dataset_split,
         arguments.class_names,
         arguments.num_classes,
         images_per_class=max(POCKET_IMAGES_PER_CLASS, arguments.num_shots),
-        **columns,
     )
     class_names = pool.features["label"].names
-    test = load_labelled_images(
+    test = load(
         arguments.test_dataset_name or arguments.dataset_name,
         arguments.test_split,
         class_names,
         images_per_class=arguments.test_images_per_class,
-        **columns,
     )
     shots = pool.select(few_shot_rows(pool["label"], pool["sample_id"], arguments.num_shots, seed))
     train_images = LabelledImages(shots, clip.image_processor)

@@ -99,7 +99,7 @@ class CBPTTrainer(Trainer):
     def _make_inverter(self) -> TriggerInverter:
         samples = [(self.images[row]["labels"], self.images[row]["sample_id"]) for row in range(len(self.images))]  # type: ignore[arg-type]
         labels, sample_ids = torch.tensor([int(label) for label, _ in samples]), [str(name) for _, name in samples]
-        self.model.to(self.args.device)
+        self.model.to(self.args.device)  # type: ignore[arg-type]
         self.model.eval()
         encode_image = image_encoder(self.model.get_base_model(), self.normalize)
         bank = build_feature_bank(

@@ -3,6 +3,8 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 
 @dataclass
 class EpochLog:
@@ -13,7 +15,7 @@ class EpochLog:
     looked_up: list[tuple[int, int]] = field(default_factory=list)
     """The (row, y') of every look-up of a perturbed feature."""
 
-    def add(self, n_samples: int, **means: float) -> None:
+    def add(self, n_samples: int, **means: float | Tensor) -> None:
         """Add a batch of `n_samples` by its means."""
         for name, mean in means.items():
             self.sums[name] += float(mean) * n_samples

@@ -63,6 +63,11 @@ def spoil_weights(folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def cut_weights(folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
 def other_model_type(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
@@ -72,10 +77,7 @@ DAMAGE = {
     "no folder": (lambda folder: shutil.rmtree(folder), "no folder"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot load"),
-    "half a file": (
-        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:99999]),
-        "",
-    ),
+    "half a file": (cut_weights, "cannot load"),
     "not safetensors": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04pickle"), "cannot load"),
     "a weight missing": (drop_weights, "lacks 1 weights, such as logit_scale"),
     "a weight not finite": (spoil_weights, "logit_scale .* not finite"),
