@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -51,14 +52,14 @@ def load_clip(name_or_path: str, revision: str = "main") -> LoadedCLIP:
     if config.model_type != "clip":
         raise InputError(f"{name_or_path} is a {config.model_type!r} model, not a CLIP: give a CLIPModel checkpoint")
     try:
-        model: CLIPModel
-        model, report = CLIPModel.from_pretrained(  # type: ignore[misc]
+        loaded: Any = CLIPModel.from_pretrained(
             name_or_path,
             revision=revision,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
         )
+        model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         image_processor = CLIPImageProcessorPil.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

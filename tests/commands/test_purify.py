@@ -77,16 +77,6 @@ def test_the_main_job_measures_purifies_and_leaves_its_files(run, tmp_path):
     assert fresh(pixel_values=torch.rand(2, 3, 48, 48)).logits_per_image.shape == (2, len(FEW_CLASSES))
 
 
-def test_purification_takes_the_backdoors_power_away(run, tmp_path):
-    """Proved both ways: the trigger wins before and loses after, and clean images are still recognised."""
-    code, errors = run(num_shots=8, num_train_epochs=12, warmup_epochs=3, inversion_steps=10)
-    assert code == 0, errors
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    before, after = (results[moment]["attacks"]["badnet"]["attack_success_rate"] for moment in ("before", "after"))
-    assert before >= 0.95 and after <= before / 2
-    assert results["after"]["clean_accuracy"] >= results["before"]["clean_accuracy"] - 0.05
-
-
 def test_options_override_the_config_file(run, tmp_path):
     code, errors = run("--num_shots", "2", "--epsilon=0.01")
     assert code == 0, errors

@@ -1,0 +1,62 @@
+"""Purify the pocket CLIP with each configuration and seed, and print the README's table.
+
+    python benchmarks/pocket_purify.py
+
+Runs only the cells that are missing in benchmarks/results/, about two minutes each on 2 cores.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from peft_cbpt.cli import main as peft_cbpt
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CONFIGS = {
+    "paper's budget, literal (l2 6/255, raw gradient)": "purify_literal",
+    "6/255 per pixel (linf, sign steps), the demo": "purify",
+}
+SEEDS = (0, 1, 2)
+KEPT = ("date", "model", "n_test_images", "before", "after", "seconds", "peak_memory_bytes", "settings", "versions")
+
+
+def cell(config: str, seed: int) -> dict:
+    """The stored result of one run, made now if it is missing."""
+    file = RESULTS / f"pocket_{config}_seed{seed}.json"
+    if not file.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            settings = ROOT / "recipes" / "configs" / "pocket" / f"{config}.yaml"
+            code = peft_cbpt(["purify", "--config", str(settings), "--seed", str(seed), "--output_dir", folder])
+            if code:
+                sys.exit(code)
+            results = json.loads((Path(folder) / "results.json").read_text())
+        del results["settings"]["output_dir"]
+        kept = {"seed": seed, **{key: results[key] for key in KEPT}}
+        file.write_text(json.dumps(kept, indent=2) + "\n")
+    return json.loads(file.read_text())
+
+
+def figures(cells: list[dict], moment: str) -> str:
+    """Mean and standard deviation over seeds of CA, ASR and accuracy under the trigger, as table columns."""
+    rows = [(c[moment]["clean_accuracy"], *c[moment]["attacks"]["badnet"].values()) for c in cells]
+    columns = [[100 * value for value in column] for column in zip(*rows, strict=True)]
+    wanted = [columns[0], columns[1], columns[3]]
+    return " | ".join(f"{statistics.mean(column):.1f} ± {statistics.stdev(column):.1f}" for column in wanted)
+
+
+def main() -> None:
+    cells = {label: [cell(config, seed) for seed in SEEDS] for label, config in CONFIGS.items()}
+    print("| pocket CLIP, BadNet | clean accuracy | attack success | accuracy under trigger | purify, seconds |")
+    print("|---|---|---|---|---|")
+    first = next(iter(cells.values()))
+    print(f"| no defence | {figures(first, 'before')} | |")
+    for label, runs in cells.items():
+        seconds = statistics.mean(run["seconds"]["purify"] for run in runs)
+        print(f"| {label} | {figures(runs, 'after')} | {seconds:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
