@@ -21,8 +21,8 @@ def adapter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     options = "--model_name_or_path pocket:badnet --dataset_name pocket:base --num_classes 4 --num_shots 2".split()
     options += "--test_images_per_class 2 --num_train_epochs 2 --warmup_epochs 1 --inversion_steps 2".split()
-    command = [sys.executable, "-m", "peft_cbpt", "purify", *options, "--output_dir", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "recipes/purify.py"]
+    subprocess.run([*launch, *options, "--output_dir", str(folder)], check=True, capture_output=True, cwd=ROOT)
     return folder
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from peft_cbpt.errors import InputError
@@ -24,9 +25,8 @@ def prepare_output(folder: str) -> Path:
     path = Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=path):
+            pass
     except OSError as error:
         raise InputError(f"cannot write to the output folder {folder}: {error.strerror}; choose another") from error
     return path

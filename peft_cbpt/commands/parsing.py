@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def _raise_input_error(message: str) -> None:
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command; print an input error as one line and return its exit code."""
+    # peft 0.21 asks transformers 5.23 for a name that was replaced; users can do nothing about it
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     try:
         command(sys.argv[1:] if argv is None else argv)
     except InputError as error:

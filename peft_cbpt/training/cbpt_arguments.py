@@ -53,6 +53,7 @@ class CBPTTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints are kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Batches are row numbers only."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "The context is always used."})
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Column of labels."})
 
     def __post_init__(self) -> None:

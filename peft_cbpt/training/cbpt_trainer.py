@@ -219,6 +219,7 @@ class CBPTTrainer(Trainer):
         staging = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             assert self.inverter is not None
             save_file(self.inverter.cache.state_dict(), staging / name / CACHE_FILE)
