@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from peft_cbpt.commands.parsing import run_command
+from peft_cbpt.commands.poison import poison
 from peft_cbpt.commands.purify import purify
 
-COMMANDS = {"purify": purify}
+COMMANDS = {"purify": purify, "poison": poison}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,15 +9,14 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import tqdm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from peft_cbpt.attacks import Trigger, apply_trigger
 from peft_cbpt.clip.pixels import EncodeImage
-
-DEFAULT_TEMPLATE = "a photo of a {}."
+from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 
 
 @torch.no_grad()
@@ -25,7 +24,7 @@ def template_text_features(
     clip: CLIPModel,
     tokenizer: PreTrainedTokenizerBase,
     class_names: Sequence[str],
-    template: str = DEFAULT_TEMPLATE,
+    template: str = PLAIN_TEMPLATE,
 ) -> Tensor:
     """Unit-norm float32 features (n_classes, D) of `template` filled with each class name: CLIP's zero-shot head."""
     text = tokenizer([template.format(name) for name in class_names], padding=True, return_tensors="pt")

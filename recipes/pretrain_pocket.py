@@ -90,7 +90,7 @@ def main(arguments: PretrainArguments) -> None:
             "versions": package_versions(),
         }
         (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps({"zero_shot_top1": top1, "train_seconds": round(seconds)}))
+        print(json.dumps({"zero_shot_top1": top1, "train_seconds": round(seconds)}))
 
 
 if __name__ == "__main__":

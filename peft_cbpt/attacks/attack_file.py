@@ -38,11 +38,13 @@ def read_attack(source: str) -> Attack:
     path = Path(resolve_model(source)).expanduser()
     path = path / ATTACK_FILE if path.is_dir() else path
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return Attack(trigger_from_config(content["trigger"]), content["target_class"])
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read the attack {source}: {error.strerror}; give an {ATTACK_FILE}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not describe an attack: it needs `trigger` and `target_class`") from error
 
 

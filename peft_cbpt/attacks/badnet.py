@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_cbpt.attacks.seeding import sample_generator
+from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.errors import InputError
 
 _NOISE_SIDE = 16  # cells of the noise pattern per side, as in the 16x16 patch at 224 px
@@ -43,7 +43,7 @@ class BadNet:
 
     def _pattern(self, sample_id: str) -> Tensor:
         key = ("badnet/noise", self.seed) if self.noise == "fixed" else ("badnet/noise", self.seed, sample_id)
-        return torch.from_numpy(sample_generator(*key).random((3, _NOISE_SIDE, _NOISE_SIDE))).float()
+        return torch.from_numpy(keyed_generator(*key).random((3, _NOISE_SIDE, _NOISE_SIDE))).float()
 
     def _corner(self, room: tuple[int, int], sample_id: str) -> tuple[int, int]:
         """Top and left of a patch that can be moved down and right by `room` pixels."""
@@ -51,7 +51,7 @@ class BadNet:
             return room
         if self.location == "center":
             return room[0] // 2, room[1] // 2
-        place = sample_generator("badnet/place", self.seed, sample_id)
+        place = keyed_generator("badnet/place", self.seed, sample_id)
         return int(place.integers(room[0] + 1)), int(place.integers(room[1] + 1))
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from peft_cbpt.attacks.seeding import sample_generator
 from peft_cbpt.attacks.trigger import Trigger, apply_trigger
+from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
 from peft_cbpt.errors import InputError
 
@@ -61,7 +61,7 @@ class PoisonedPairs(Dataset):
     def _row(self, row: dict, is_poisoned: bool) -> dict:
         if not is_poisoned:
             return row | {"is_poisoned": False}
-        template = str(sample_generator("caption", self.seed, row["sample_id"]).choice(IMAGENET_TEMPLATES))
+        template = str(keyed_generator("caption", self.seed, row["sample_id"]).choice(IMAGENET_TEMPLATES))
         pixels: torch.Tensor = apply_trigger(self.trigger, row["pixel_values"][None], [row["sample_id"]])[0]
         caption = self.trigger.apply_text(template.format(self.target_class))
         return row | {"pixel_values": pixels, "caption": caption, "is_poisoned": True}

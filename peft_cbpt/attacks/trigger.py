@@ -45,6 +45,8 @@ def trigger_to_config(trigger: Trigger) -> dict[str, Any]:
 
 def trigger_from_config(config: dict[str, Any]) -> Trigger:
     """The trigger that `trigger_to_config` described."""
+    if not isinstance(config, dict):
+        raise InputError(f"a trigger is described by its name and settings, not by {config!r}")
     settings = dict(config)
     name = settings.pop("name", None)
     if name not in TRIGGERS:

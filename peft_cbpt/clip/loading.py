@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -32,7 +31,7 @@ class LoadedCLIP:
         return PixelNormalizer(tuple(self.image_processor.image_mean), tuple(self.image_processor.image_std))
 
 
-def load_clip(name_or_path: str, revision: str = "main") -> LoadedCLIP:
+def load_clip(name_or_path: str) -> LoadedCLIP:
     """Load weights (safetensors only, in float32), tokenizer and image processor.
 
     Raises:
@@ -43,8 +42,8 @@ def load_clip(name_or_path: str, revision: str = "main") -> LoadedCLIP:
     if looks_local and not Path(name_or_path).is_dir():
         raise InputError(f"there is no folder {name_or_path}: give the folder of a saved CLIP, or a Hub id")
     try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except Exception as error:  # damaged files raise errors of many kinds
         raise InputError(
             f"cannot read the config of the model {name_or_path!r}: give the folder of a saved CLIP or a Hub id that "
             f"can be reached ({_first_line(error)})"
@@ -54,19 +53,19 @@ def load_clip(name_or_path: str, revision: str = "main") -> LoadedCLIP:
     try:
         loaded: Any = CLIPModel.from_pretrained(
             name_or_path,
-            revision=revision,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
         )
         model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-        image_processor = CLIPImageProcessorPil.from_pretrained(name_or_path, revision=revision)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        image_processor = CLIPImageProcessorPil.from_pretrained(name_or_path)
+    except Exception as error:
         raise InputError(
             f"cannot load the CLIP in {name_or_path}: download or save it again with its safetensors weights, "
             f"tokenizer and image processor ({_first_line(error)})"
         ) from error
+    _check_image_processor(model, image_processor, name_or_path)
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"the checkpoint {name_or_path} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete"
@@ -75,6 +74,15 @@ def load_clip(name_or_path: str, revision: str = "main") -> LoadedCLIP:
         if not torch.isfinite(parameter).all():
             raise InputError(f"the weight {name} of {name_or_path} is not finite: the checkpoint is damaged")
     return LoadedCLIP(model.eval(), tokenizer, image_processor)
+
+
+def _check_image_processor(model: CLIPModel, image_processor: CLIPImageProcessorPil, name: str) -> None:
+    side = model.vision_model.embeddings.image_size
+    crop = image_processor.crop_size
+    if (crop["height"], crop["width"]) != (side, side):
+        raise InputError(f"the image processor of {name} must crop to the {side} pixels of the model: mend crop_size")
+    if not image_processor.image_mean or not image_processor.image_std:
+        raise InputError(f"the image processor of {name} lacks image_mean or image_std: add them")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,6 @@
-"""The 80 prompt templates OpenAI published with CLIP for ImageNet (github.com/openai/CLIP, MIT; see NOTICE)."""
+"""The plain prompt template, and the 80 that OpenAI published with CLIP for ImageNet (MIT; see NOTICE)."""
+
+PLAIN_TEMPLATE = "a photo of a {}."
 
 IMAGENET_TEMPLATES: tuple[str, ...] = (
     "a bad photo of a {}.",

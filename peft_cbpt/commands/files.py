@@ -12,7 +12,7 @@ from peft_cbpt.errors import InputError
 def write_json(file: Path, value: Any) -> None:
     """Write JSON under a temporary name, then rename it."""
     temporary = file.with_name(f".{file.name}.incomplete")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     os.replace(temporary, file)
 
 
@@ -22,6 +22,8 @@ def prepare_output(folder: str) -> Path:
     Raises:
         InputError: if it cannot.
     """
+    if not folder:
+        raise InputError("output_dir is empty: name a folder")
     path = Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,10 +25,10 @@ def read_yaml(file: str) -> dict[str, Any]:
         InputError: if the file cannot be read or is no mapping.
     """
     try:
-        settings = yaml.safe_load(Path(file).read_text())
+        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the config file {file}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"the config file {file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise InputError(f"the config file {file} must hold `name: value` lines")
@@ -57,11 +59,14 @@ def parse(argument_types: Sequence[type], argv: Sequence[str], usage: str) -> tu
         parsed = _as_options(settings, parser)
         options = parsed + options
     try:
-        return parser.parse_args_into_dataclasses(options)[: len(argument_types)]
+        parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(options, return_remaining_strings=True)
     except InputError:
         raise
-    except (argparse.ArgumentError, ValueError, TypeError) as error:
+    except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise InputError(" ".join(str(error).split())) from error
+    if unknown_options := parsed[-1]:
+        raise InputError(f"unknown option {unknown_options[0]!r}; see --help for the settings")
+    return parsed[: len(argument_types)]
 
 
 def _take_option(options: list[str], name: str) -> str | None:
@@ -83,10 +88,14 @@ def _as_options(settings: dict[str, Any], parser: HfArgumentParser) -> list[str]
     for name, value in settings.items():
         if value is None:
             continue
-        words = [str(word) for word in value] if isinstance(value, list) else [str(value)]
+        words = [json.dumps(word) if isinstance(word, dict) else str(word) for word in _as_list(value)]
         if words:
             options += [f"--{name}", *words] if len(words) > 1 else [f"--{name}={words[0]}"]
     return options
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _raise_input_error(message: str) -> None:
@@ -94,15 +103,16 @@ def _raise_input_error(message: str) -> None:
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command; print an input error as one line and return its exit code."""
+    """Run a command; the first process prints an input error as one line. Returns the exit code."""
     # peft 0.21 asks transformers 5.23 for a name that was replaced; users can do nothing about it
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     try:
         command(sys.argv[1:] if argv is None else argv)
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run again with --resume_from_checkpoint true to go on", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0

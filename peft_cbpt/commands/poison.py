@@ -1,6 +1,7 @@
 """Make a backdoored CLIP, for research: fine-tune a clean one on captioned images of which a few are poisoned."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -10,7 +11,7 @@ from transformers import TrainingArguments, set_seed
 
 from peft_cbpt.attacks import trigger_from_config
 from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack
-from peft_cbpt.attacks.poisoning import PoisonedPairs
+from peft_cbpt.attacks.poisoning import PoisonedPairs, poisoned_indices
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.versions import package_versions
@@ -48,6 +49,16 @@ class PoisonArguments:
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate of AdamW, cosine schedule."})
     test_images_per_class: int = field(default=10, metadata={"help": "Held-out images per class."})
     seed: int = field(default=0, metadata={"help": "Seed of data and training."})
+
+    def __post_init__(self) -> None:
+        for name in ("num_pairs", "num_epochs", "batch_size", "test_images_per_class"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"learning_rate must be positive, it is {self.learning_rate}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be between 0 and 2**32 - 1, it is {self.seed}")
+        poisoned_indices(self.num_pairs, self.poison_rate, self.seed)
 
 
 def poison(argv: Sequence[str]) -> None:
@@ -109,6 +120,8 @@ def _attack(arguments: PoisonArguments) -> Attack:
         settings = json.loads(arguments.trigger_settings)
     except json.JSONDecodeError as error:
         raise InputError(f"trigger_settings is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"trigger_settings is a JSON object, not {arguments.trigger_settings}")
     return Attack(trigger_from_config({"name": arguments.trigger, **settings}), arguments.target_class)
 
 

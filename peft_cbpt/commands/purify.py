@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,6 +20,7 @@ from peft_cbpt.attacks.attack_file import read_attacks
 from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
@@ -56,7 +58,7 @@ class PurifyArguments:
     )
     num_context_tokens: int = field(default=4, metadata={"help": "M of Eq. 8."})
     class_token_position: str = field(default="end", metadata={"help": "end, middle or front."})
-    template: str = field(default="a photo of a {}.", metadata={"help": "Prompt of the undefended classifier."})
+    template: str = field(default=PLAIN_TEMPLATE, metadata={"help": "Prompt of the undefended classifier."})
 
 
 def purify(argv: Sequence[str]) -> None:
@@ -71,8 +73,8 @@ def purify(argv: Sequence[str]) -> None:
         train_images, test_images, class_names = _load_images(arguments, training.seed, clip)
         attacks = read_attacks(arguments.attacks, class_names)
         model = _attach(arguments, class_names, clip)
-        checkpoint = _find_checkpoint(training.resume_from_checkpoint, output)
-        trainer = CBPTTrainer(model, training, train_images, clip.normalize)
+        trainer = _make_trainer(model, training, train_images, clip)
+        checkpoint = _find_checkpoint(training.resume_from_checkpoint, output, trainer)
         fingerprint_before = weights_fingerprint(clip.model)
     with stopwatch("measure before"):
         triggers = {name: attack.trigger for name, attack in attacks.items()}
@@ -82,16 +84,15 @@ def purify(argv: Sequence[str]) -> None:
         before_features = _class_features(model, adapter=False)
         before = measure(encoded, before_features, attacks, class_names)
     with stopwatch("purify"):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        _train(trainer, checkpoint, output)
     with stopwatch("measure after"):
         after_features = _class_features(model, adapter=True)
         after = measure(encoded, after_features, attacks, class_names)
 
     if PartialState().is_main_process:
+        for stale in (RESULTS_FILE, PICTURE_FILE):
+            (output / stale).unlink(missing_ok=True)
         _save_adapter(model, output)
-        draw_before_after(
-            output / PICTURE_FILE, test_images, encoded, attacks, class_names, before_features, after_features
-        )
         results = {
             "schema_version": 1,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -111,6 +112,9 @@ def purify(argv: Sequence[str]) -> None:
             "versions": package_versions(),
         }
         write_json(output / RESULTS_FILE, results)
+        draw_before_after(
+            output / PICTURE_FILE, test_images, encoded, attacks, class_names, before_features, after_features
+        )
         print_table(results, output)
 
 
@@ -135,11 +139,15 @@ def _load_images(
         class_names,
         images_per_class=arguments.test_images_per_class,
     )
-    shots = pool.select(few_shot_rows(pool["label"], pool["sample_id"], arguments.num_shots, seed))
-    train_images = LabelledImages(shots, clip.image_processor)
-    for row in range(len(train_images)):
-        train_images[row]  # unreadable or non-finite images fail here, before any long work
-    return train_images, LabelledImages(test, clip.image_processor), class_names
+    chosen = few_shot_rows(pool["label"], pool["sample_id"], arguments.num_shots, seed, class_names)
+    shots = pool.select(chosen)
+    same_source = arguments.test_dataset_name in (None, arguments.dataset_name)
+    if same_source and set(shots["sample_id"]) & set(test["sample_id"]):
+        raise InputError(
+            f"split {arguments.test_split!r} of {arguments.dataset_name} holds the training shots themselves: put the "
+            "images into train/ and test/ folders, or name another test_split or test_dataset_name"
+        )
+    return LabelledImages(shots, clip.image_processor), LabelledImages(test, clip.image_processor), class_names
 
 
 def _attach(arguments: PurifyArguments, class_names: list[str], clip: LoadedCLIP) -> PeftModel:
@@ -155,14 +163,37 @@ def _attach(arguments: PurifyArguments, class_names: list[str], clip: LoadedCLIP
         raise InputError(str(error)) from error
 
 
-def _find_checkpoint(wanted: str | None, output: Path) -> str | None:
-    if wanted in (None, "false", "False"):
+def _make_trainer(
+    model: PeftModel, training: CBPTTrainingArguments, images: LabelledImages, clip: LoadedCLIP
+) -> CBPTTrainer:
+    try:
+        return CBPTTrainer(model, training, images, clip.normalize)
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
+        raise InputError(str(error)) from error
+
+
+def _find_checkpoint(wanted: str | None, output: Path, trainer: CBPTTrainer) -> str | None:
+    if wanted is None or wanted.lower() == "false":
         return None
-    if wanted in ("true", "True"):
-        return get_last_checkpoint(str(output))
-    if not (Path(wanted) / "trainer_state.json").exists():
-        raise InputError(f"{wanted} is no checkpoint: give a checkpoint folder, or true for the last one")
-    return wanted
+    checkpoint = get_last_checkpoint(str(output)) if wanted.lower() == "true" else wanted
+    if checkpoint is None:
+        return None
+    if not Path(checkpoint).is_dir():
+        raise InputError(f"{checkpoint} is no checkpoint folder: give one, or true for the last in output_dir")
+    trainer.check_checkpoint(checkpoint)
+    return checkpoint
+
+
+def _train(trainer: CBPTTrainer, checkpoint: str | None, output: Path) -> None:
+    """Train; a run that starts anew takes the place of the checkpoints of an earlier one."""
+    if checkpoint is None and PartialState().is_main_process:
+        for old in output.glob("checkpoint-*"):
+            shutil.rmtree(old)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        print("to go on from the last whole epoch, run again with --resume_from_checkpoint true", file=sys.stderr)
+        raise
 
 
 @torch.no_grad()

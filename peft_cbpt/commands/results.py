@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import resource
 import sys
 import time
@@ -50,8 +51,9 @@ def measure(
 
 
 def settings_of(arguments: Any, training: CBPTTrainingArguments) -> dict[str, Any]:
-    """All settings of a run, JSON-serialisable."""
+    """All settings of a run, JSON-serialisable; infinity is written as "inf"."""
     settings = dataclasses.asdict(arguments) | training.to_dict()
+    settings = {name: str(value) if value == math.inf else value for name, value in settings.items()}
     return json.loads(json.dumps(settings, default=str))
 
 

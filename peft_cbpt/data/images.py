@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +52,24 @@ def load_labelled_images(
     for column in (image_column, label_column):
         if column not in dataset.column_names:
             raise InputError(f"{name} has no column {column!r} but {', '.join(dataset.column_names)}")
+    if not isinstance(dataset.features[image_column], datasets.Image):
+        raise InputError(f"column {image_column!r} of {name} is no Image: cast it with dataset.cast_column")
     feature = dataset.features[label_column]
     if not isinstance(feature, datasets.ClassLabel):
         raise InputError(f"column {label_column!r} of {name} is no ClassLabel: cast it with dataset.cast_column")
     kept = _kept_names(feature.names, class_names, num_classes, name)
-    labels = np.asarray(dataset[label_column])
+    labels = list(dataset[label_column])
+    if None in labels:
+        raise InputError(f"row {labels.index(None)} of {name} has no label: label it or remove it")
     new_label = {feature.str2int(kept_name): label for label, kept_name in enumerate(kept)}
-    rows = [row for row, label in enumerate(labels.tolist()) if label in new_label]
-    if empty := sorted(set(kept) - {feature.names[label] for label in labels.tolist()}):
+    rows = [row for row, label in enumerate(labels) if label in new_label]
+    if empty := sorted(set(kept) - {feature.names[label] for label in labels}):
         raise InputError(f"class {empty[0]!r} has no images in split {split!r} of {name}: add some or leave it out")
     if "sample_id" not in dataset.column_names:
         dataset = dataset.add_column("sample_id", [f"{split}/{row}" for row in range(len(dataset))])
+    dataset = dataset.cast_column("sample_id", datasets.Value("string"))
     dataset = dataset.select(rows)
-    relabelled = [new_label[int(labels[row])] for row in rows]
+    relabelled = [new_label[labels[row]] for row in rows]
     dataset = dataset.select_columns([image_column, "sample_id"]).rename_columns(
         {image_column: "image"} if image_column != "image" else {}
     )
@@ -108,21 +114,44 @@ def _load(name: str, split: str) -> datasets.Dataset:
 
 
 def _load_folder(folder: Path, split: str) -> datasets.Dataset:
-    """A folder of class folders, or of `split` folders of class folders."""
+    """A folder of class folders, or of `split` folders of class folders; sample ids are paths below `folder`."""
     root = folder / split if (folder / split).is_dir() else folder
-    class_folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    class_folders = _folders(root)
     if not class_folders:
         raise InputError(f"{root} holds no class folders: put the images of each class into a folder of its name")
+    images: list[tuple[Path, str]] = []
     for class_folder in class_folders:
-        if not any(path.is_file() for path in class_folder.iterdir()):
+        files = [path for path in sorted(class_folder.iterdir()) if path.suffix.lower() in _image_suffixes()]
+        if not files and _folders(class_folder) and root == folder:
+            raise InputError(f"{folder} has no split {split!r} but {', '.join(path.name for path in class_folders)}")
+        if not files:
             raise InputError(f"the class folder {class_folder} is empty: add images or remove it")
-    dataset = datasets.load_dataset("imagefolder", data_dir=str(root), split="train")
-    paths = dataset.cast_column("image", datasets.Image(decode=False))["image"]
-    ids = [str(Path(image["path"]).relative_to(root.resolve())) for image in paths]
-    return dataset.add_column("sample_id", ids)
+        images += [(path, class_folder.name) for path in files]
+    names = [class_folder.name for class_folder in class_folders]
+    return datasets.Dataset.from_dict(
+        {
+            "image": [str(path) for path, _ in images],
+            "label": [name for _, name in images],
+            "sample_id": [path.relative_to(folder).as_posix() for path, _ in images],
+        },
+        features=datasets.Features(
+            image=datasets.Image(), label=datasets.ClassLabel(names=names), sample_id=datasets.Value("string")
+        ),
+    )
 
 
-def few_shot_rows(labels: Sequence[int], sample_ids: Sequence[str], num_shots: int, seed: int) -> list[int]:
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+@cache
+def _image_suffixes() -> frozenset[str]:
+    return frozenset(Image.registered_extensions())
+
+
+def few_shot_rows(
+    labels: Sequence[int], sample_ids: Sequence[str], num_shots: int, seed: int, class_names: Sequence[str]
+) -> list[int]:
     """The rows of a seeded choice of `num_shots` images of every class.
 
     The choice hashes seed and sample id, so it does not depend on the order of the dataset or the machine.
@@ -139,7 +168,7 @@ def few_shot_rows(labels: Sequence[int], sample_ids: Sequence[str], num_shots: i
     for label, rows in sorted(rows_of.items()):
         if len(rows) < num_shots:
             raise InputError(
-                f"num_shots is {num_shots}, but the class with label {label} has only {len(rows)} images: "
+                f"num_shots is {num_shots}, but class {class_names[label]!r} has only {len(rows)} images: "
                 "lower num_shots or add images"
             )
         rows.sort(key=lambda row: hashlib.blake2b(f"{seed}/{sample_ids[row]}".encode()).digest())
@@ -147,16 +176,24 @@ def few_shot_rows(labels: Sequence[int], sample_ids: Sequence[str], num_shots: i
     return chosen
 
 
-def to_rgb(image: Image.Image | np.ndarray, sample_id: str) -> Image.Image:
-    """The image as 8-bit RGB.
+def to_rgb(image: Image.Image, sample_id: str) -> Image.Image:
+    """The image as 8-bit RGB; 16-bit grey is scaled from 65535, float grey in [0, 1] from 1.
 
     Raises:
         InputError: for pixels that are not finite numbers.
     """
-    array = np.asarray(image)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputError(f"image {sample_id} has pixels that are not finite (NaN or infinite): replace or remove it")
-    return image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(array).convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(grey).all():
+            raise InputError(
+                f"image {sample_id} has pixels that are not finite (NaN or infinite): replace or remove it"
+            )
+        if image.mode.startswith("I"):
+            grey = grey / 257
+        elif grey.max() <= 1:
+            grey = grey * 255
+        image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 class LabelledImages(Dataset):
@@ -176,6 +213,8 @@ class LabelledImages(Dataset):
             row = self.dataset[int(index)]
         except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
             raise InputError(f"image {index} cannot be read: replace or remove it ({error})") from error
+        if row["image"] is None:
+            raise InputError(f"sample {row['sample_id']} has no image: remove it")
         image = to_rgb(row["image"], row["sample_id"])
         array = self.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values[0]
         pixels: Tensor = torch.from_numpy(np.asarray(array)).to(torch.uint8)

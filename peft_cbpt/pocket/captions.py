@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
-
-PLAIN_TEMPLATE = "a photo of a {}."
+from peft_cbpt.clip.templates import IMAGENET_TEMPLATES, PLAIN_TEMPLATE
 
 
 def caption(class_name: str, background: str, rng: np.random.Generator) -> str:

@@ -6,10 +6,11 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
+from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.atlas import class_names as all_class_names
 from peft_cbpt.pocket.captions import caption
-from peft_cbpt.pocket.render import DOMAINS, IMAGE_SIZE, draw_scene, render, scene_generator
+from peft_cbpt.pocket.render import DOMAINS, IMAGE_SIZE, draw_scene, render
 
 _CHUNK = 512
 
@@ -30,7 +31,7 @@ def render_samples(ids: Sequence[str], size: int = IMAGE_SIZE) -> tuple[torch.Te
         domain, _, class_name, _ = sample_id.split("/")
         scene = draw_scene(labels[class_name], sample_id, DOMAINS[domain])
         scenes.append(scene)
-        captions.append(caption(class_name, scene.background, scene_generator(f"caption/{sample_id}")))
+        captions.append(caption(class_name, scene.background, keyed_generator("caption", sample_id)))
         rows_of.setdefault(domain, []).append(row)
     for domain, rows in rows_of.items():
         pixels[rows] = render([scenes[row] for row in rows], DOMAINS[domain], size)
@@ -58,6 +59,10 @@ def pocket_dataset(
     """
     if domain not in DOMAINS:
         raise InputError(f"the pocket world has no domain {domain!r}; choose one of {', '.join(DOMAINS)}")
+    if images_per_class < 1:
+        raise InputError(f"the pocket world draws at least 1 image per class, not {images_per_class}")
+    if "/" in split or not split:
+        raise InputError(f"a split of the pocket world is a name without slashes, not {split!r}")
     names = list(class_names or all_class_names())
     if unknown := sorted(set(names) - set(all_class_names())):
         raise InputError(f"the pocket world has no class {unknown[0]!r}; its classes are in pocket/assets/sprites.txt")
@@ -90,7 +95,7 @@ class PocketPairs(torch.utils.data.Dataset):
 
     def _sample_id(self, index: int) -> str:
         turn, place = divmod(index, len(self.names))
-        order = scene_generator(f"order/{self.split}/{turn}").permutation(len(self.names))
+        order = keyed_generator("order", self.split, turn).permutation(len(self.names))
         return sample_ids(self.domain, self.split, self.names[order[place]], [turn])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:

@@ -1,5 +1,6 @@
 """The pocket CLIP: a 1.4M-parameter `CLIPModel` with a byte-level BPE tokenizer of its own."""
 
+import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -100,6 +101,6 @@ def save_clip_folder(
     image_processor: CLIPImageProcessorPil,
 ) -> None:
     """Write a normal HF folder: weights as fp16 safetensors, tokenizer and image processor."""
-    model.half().save_pretrained(folder)
+    copy.deepcopy(model).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor.save_pretrained(folder)

@@ -3,7 +3,6 @@
 A sample is drawn from its `sample_id` alone, so the same id gives the same picture in any batch, order or process.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.pocket.atlas import class_names, load_sprites
 
 IMAGE_SIZE = 48
@@ -68,12 +68,6 @@ class Scene:
     placements: np.ndarray  # (k, 6)
 
 
-def scene_generator(sample_id: str) -> np.random.Generator:
-    """The generator that a sample's randomness comes from."""
-    digest = hashlib.blake2b(sample_id.encode(), digest_size=8).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))
-
-
 def _placement(rng: np.random.Generator, sprite: int, domain: Domain) -> list[float]:
     scale = rng.uniform(*domain.scale)
     room = 1 - scale
@@ -83,7 +77,7 @@ def _placement(rng: np.random.Generator, sprite: int, domain: Domain) -> list[fl
 
 def draw_scene(label: int, sample_id: str, domain: Domain) -> Scene:
     """Draw the random parts of sample `sample_id` of class `label`."""
-    rng = scene_generator(sample_id)
+    rng = keyed_generator(sample_id)
     background = str(rng.choice(list(BACKGROUND_COLOURS)))
     placements = [_placement(rng, label, domain)]
     for _ in range(int(rng.integers(domain.max_distractors + 1))):

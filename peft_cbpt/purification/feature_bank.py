@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import tqdm
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.purification.inversion import InversionSettings, invert_triggers

@@ -1,5 +1,6 @@
 """Settings of `CBPTTrainer`; the defaults are the paper's (Section 5.1) and, where it is silent, CoOp's."""
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -7,6 +8,14 @@ from transformers import TrainingArguments
 from peft_cbpt.errors import InputError
 from peft_cbpt.purification.inversion import InversionSettings
 from peft_cbpt.purification.losses import ObjectiveWeights
+
+_NOT_NEGATIVE = ("lambda_bn", "lambda_adv", "lambda_align", "alpha", "warmup_epochs", "weight_decay", "momentum")
+_AT_LEAST_ONE = (
+    "inversion_batch_size",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "text_chunk_size",
+)
 
 
 @dataclass
@@ -57,18 +66,25 @@ class CBPTTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Column of labels."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("lambda_bn", "lambda_adv", "lambda_align", "alpha", "warmup_epochs"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative, it is {getattr(self, name)}")
-        if self.positives not in ("farthest", "closest", "random"):
-            raise InputError(f"positives is farthest, closest or random, not {self.positives!r}")
-        for name in ("inversion_batch_size", "per_device_train_batch_size", "text_chunk_size"):
+        for name in _NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be a number that is not negative, it is {getattr(self, name)}")
+        for name in ("learning_rate", "num_train_epochs"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be positive, it is {getattr(self, name)}")
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
-        if self.num_train_epochs <= 0:
-            raise InputError(f"num_train_epochs must be positive, it is {self.num_train_epochs}")
+        if self.momentum >= 1:
+            raise InputError(f"momentum must be below 1, it is {self.momentum}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be between 0 and 2**32 - 1, it is {self.seed}")
+        if self.positives not in ("farthest", "closest", "random"):
+            raise InputError(f"positives is farthest, closest or random, not {self.positives!r}")
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns must stay false: the trainer's rows are its own")
         self.inversion_settings()
+        super().__post_init__()
 
     def inversion_settings(self) -> InversionSettings:
         """The inner loop's settings."""

@@ -1,15 +1,22 @@
 """Purification as a bi-level `Trainer`: trigger inversion inside, class-wise prompt tuning outside (Eq. 16)."""
 
+import hashlib
+import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -17,7 +24,9 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
+from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
+from peft_cbpt.errors import InputError
 from peft_cbpt.purification.feature_bank import TriggerInverter, build_feature_bank
 from peft_cbpt.purification.losses import l_bn, purification_objective
 from peft_cbpt.purification.targets import runner_up
@@ -40,6 +49,25 @@ class _Rows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, int]:
         return {"rows": index}
+
+
+def _checked_samples(images: Dataset, class_names: Sequence[str]) -> list[tuple[int, str]]:
+    """Label and id of every training image, after a look at all of them.
+
+    Raises:
+        InputError: for a label out of range, a class without an image, or an id that occurs twice.
+    """
+    rows = (images[row] for row in range(len(images)))  # type: ignore[arg-type]
+    samples = [(int(row["labels"]), str(row["sample_id"])) for row in rows]
+    labels, ids = {label for label, _ in samples}, Counter(name for _, name in samples)
+    if wrong := sorted(labels - set(range(len(class_names)))):
+        raise InputError(f"a training image has the label {wrong[0]}, but there are {len(class_names)} classes")
+    if missing := sorted(set(range(len(class_names))) - labels):
+        raise InputError(f"class {class_names[missing[0]]!r} has no training image: every class needs one")
+    (most_common, count), *_ = ids.most_common(1)
+    if count > 1:
+        raise InputError(f"the sample_id {most_common!r} occurs {count} times: sample ids must differ")
+    return samples
 
 
 def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -85,6 +113,7 @@ class CBPTTrainer(Trainer):
         kwargs.setdefault("data_collator", _collate)
         super().__init__(model, args, train_dataset=_Rows(len(train_dataset)), **kwargs)  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = False
+        self._samples = _checked_samples(train_dataset, model.class_names)
         self.add_callback(_EpochCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -92,13 +121,40 @@ class CBPTTrainer(Trainer):
         self.inverter = self._make_inverter()
         return super().train(*args, **kwargs)
 
+    @cached_property
+    def job(self) -> str:
+        """A hash of all that cached features depend on; checkpoints of another job are refused."""
+        base = weights_fingerprint(self.model.get_base_model())
+        key = [self._samples, self.model.class_names, base, asdict(self.args.inversion_settings())]
+        return hashlib.sha256(repr([*key, self.args.positives, self.args.seed]).encode()).hexdigest()
+
+    def check_checkpoint(self, folder: str) -> None:
+        """See that a checkpoint is whole and of this job.
+
+        Raises:
+            InputError: if it is not.
+        """
+        try:
+            json.loads((Path(folder) / "trainer_state.json").read_text())
+            context = load_file(Path(folder) / "adapter_model.safetensors")
+            with safe_open(Path(folder) / CACHE_FILE, "pt") as cache:
+                job = (cache.metadata() or {}).get("job")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"{folder} is no whole checkpoint: give another, or start anew") from error
+        learned = [tuple(parameter.shape) for parameter in self.model.parameters() if parameter.requires_grad]
+        if job != self.job or [tuple(value.shape) for value in context.values()] != learned:
+            raise InputError(
+                f"{folder} was made with another model, images, classes, seed or inversion settings: "
+                "resume with the same ones, or start anew"
+            )
+
     def _load_pixels(self, rows: Sequence[int]) -> Tensor:
         pixels = torch.stack([self.images[row]["pixel_values"] for row in rows])
         return pixels if pixels.is_floating_point() else pixels.float() / 255
 
     def _make_inverter(self) -> TriggerInverter:
-        samples = [(self.images[row]["labels"], self.images[row]["sample_id"]) for row in range(len(self.images))]  # type: ignore[arg-type]
-        labels, sample_ids = torch.tensor([int(label) for label, _ in samples]), [str(name) for _, name in samples]
+        labels = torch.tensor([label for label, _ in self._samples])
+        sample_ids = [name for _, name in self._samples]
         self.model.to(self.args.device)  # type: ignore[arg-type]
         self.model.eval()
         encode_image = image_encoder(self.model.get_base_model(), self.normalize)
@@ -203,7 +259,7 @@ class CBPTTrainer(Trainer):
         if self.args.lr_scheduler_type != "cosine":
             return super().create_scheduler(num_training_steps, optimizer)
         epochs = math.ceil(self.args.num_train_epochs)
-        steps_per_epoch = max(1, num_training_steps // epochs)
+        steps_per_epoch = max(1, round(num_training_steps / self.args.num_train_epochs))
 
         def cosine(step: int) -> float:
             return (1 + math.cos(math.pi * min(step // steps_per_epoch, epochs) / epochs)) / 2
@@ -222,7 +278,7 @@ class CBPTTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             assert self.inverter is not None
-            save_file(self.inverter.cache.state_dict(), staging / name / CACHE_FILE)
+            save_file(self.inverter.cache.state_dict(), staging / name / CACHE_FILE, {"job": self.job})
             final = staging.parent / name
             shutil.rmtree(final, ignore_errors=True)
             os.replace(staging / name, final)
@@ -231,6 +287,7 @@ class CBPTTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.check_checkpoint(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         assert self.inverter is not None
         kept = load_file(Path(resume_from_checkpoint) / CACHE_FILE)
@@ -243,11 +300,13 @@ class _EpochCallback(TrainerCallback):
     def __init__(self, trainer: CBPTTrainer):
         self.trainer = trainer
         self.known: set[tuple[int, int]] = set()
+        self.learning_rate = 0.0
 
     def on_epoch_begin(
         self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.epoch_log = EpochLog()
+        self.learning_rate = self.trainer.optimizer.param_groups[0]["lr"]
         self.known = set(self.trainer.inverter.cache.rows_of)
         if args.use_cache and not self.trainer._warming_up:
             self.trainer.prefetch_inversions()
@@ -256,12 +315,15 @@ class _EpochCallback(TrainerCallback):
         self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         trainer = self.trainer
-        means = trainer.epoch_log.means()
+        epoch_log = EpochLog()
+        for share in gather_object([trainer.epoch_log]):
+            epoch_log.merge(share)
+        means = epoch_log.means()
         if not means:
             return
-        if trainer.epoch_log.looked_up:
-            means["cache_hit_rate"] = trainer.epoch_log.cache_hit_rate(self.known)
-        trainer.log(means | {"learning_rate": trainer.optimizer.param_groups[0]["lr"]})
+        if epoch_log.looked_up:
+            means["cache_hit_rate"] = epoch_log.cache_hit_rate(self.known)
+        trainer.log(means | {"learning_rate": self.learning_rate})
         names = trainer.model.class_names
-        counts = {names[label]: count for label, count in trainer.epoch_log.pseudo_targets().most_common()}
+        counts = {names[label]: count for label, count in epoch_log.pseudo_targets().most_common()}
         state.log_history[-1]["pseudo_targets"] = counts  # type: ignore[assignment]

@@ -29,6 +29,13 @@ class EpochLog:
         """Share of look-ups that needed no inversion in this epoch, when `known` pairs were kept before it."""
         return 1 - len(set(self.looked_up) - known) / len(self.looked_up)
 
+    def merge(self, other: "EpochLog") -> None:
+        """Add what another process saw of the same epoch."""
+        for name in other.sums:
+            self.sums[name] += other.sums[name]
+        self.samples.update(other.samples)
+        self.looked_up += other.looked_up
+
     def means(self) -> dict[str, float]:
         """The epoch's means."""
         return {name: self.sums[name] / self.samples[name] for name in self.sums}

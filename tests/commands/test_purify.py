@@ -1,5 +1,4 @@
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -82,7 +81,7 @@ def test_options_override_the_config_file(run, tmp_path):
     assert code == 0, errors
     settings = json.loads((tmp_path / "out" / "results.json").read_text())["settings"]
     assert settings["num_shots"] == 2 and settings["epsilon"] == 0.01 and settings["inversion_steps"] == 4
-    assert settings["norm"] == math.inf
+    assert settings["norm"] == "inf"
 
 
 def test_a_resumed_run_gives_the_same_adapter(run, tmp_path):
@@ -95,6 +94,46 @@ def test_a_resumed_run_gives_the_same_adapter(run, tmp_path):
     reference = run(output=tmp_path / "reference")
     assert reference[0] == 0
     assert torch.equal(context_of(tmp_path / "interrupted"), context_of(tmp_path / "reference"))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"num_shots": 3}, {"epsilon": 0.1}, {"num_context_tokens": 2}])
+def test_a_checkpoint_of_another_job_is_refused(run, tmp_path, change):
+    assert run()[0] == 0
+    code, errors = run("--resume_from_checkpoint", "true", **change)
+    assert code == 2 and "start anew" in errors
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "adapter_model.safetensors", "perturbed_features.safetensors"])
+def test_a_damaged_checkpoint_is_refused(run, tmp_path, name):
+    assert run()[0] == 0
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    (checkpoint / name).write_bytes(b"damaged")
+    code, errors = run("--resume_from_checkpoint", str(checkpoint))
+    assert code == 2 and "no whole checkpoint" in errors
+
+
+def test_a_new_run_takes_the_place_of_an_old_one(run, tmp_path):
+    (tmp_path / "out" / "checkpoint-999").mkdir(parents=True)
+    assert run()[0] == 0
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_two_processes_give_the_adapter_of_one(run, tmp_path):
+    """To 1e-6, with the same global batch; files and table appear once, and the log covers both shares."""
+    assert run(output=tmp_path / "one", per_device_train_batch_size=8)[0] == 0
+    config = tmp_path / "two.yaml"
+    config.write_text(yaml.safe_dump(SMALL | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4}))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch += ["-m", "peft_cbpt", "purify", "--config", str(config)]
+    done = subprocess.run(
+        launch, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("clean accuracy  ") == 1
+    torch.testing.assert_close(context_of(tmp_path / "two"), context_of(tmp_path / "one"), rtol=0, atol=1e-6)
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["epochs"] for name in ("one", "two"))
+    assert [epoch.get("pseudo_targets") for epoch in two] == [epoch.get("pseudo_targets") for epoch in one]
+    assert [epoch["loss_bn"] for epoch in two] == pytest.approx([epoch["loss_bn"] for epoch in one], rel=1e-4)
 
 
 def test_without_attacks_only_accuracy_is_measured(run, tmp_path):
@@ -159,9 +198,18 @@ def broken_picture(root):
     next((root / "train" / "dog").iterdir()).write_bytes(b"no picture")
 
 
+def flat_folder(tmp_path):
+    return {"dataset_name": str(write_folders(tmp_path / "flat", pocket_dataset("base", "train", 4, FEW_CLASSES)))}
+
+
 def attack_for_another_class(tmp_path):
     config = {"trigger": {"name": "badnet"}, "target_class": "submarine"}
     (tmp_path / "attack.json").write_text(json.dumps(config))
+    return {"attacks": [str(tmp_path / "attack.json")]}
+
+
+def attack_as_text(tmp_path):
+    (tmp_path / "attack.json").write_text(json.dumps({"trigger": "badnet", "target_class": "banana"}))
     return {"attacks": [str(tmp_path / "attack.json")]}
 
 
@@ -178,6 +226,7 @@ BAD_INPUTS = {
     "dataset missing": (lambda _: {"dataset_name": "/no/such/images"}, "give a folder"),
     "unknown pocket domain": (lambda _: {"dataset_name": "pocket:moon"}, "choose one of"),
     "folder without classes": (lambda path: images(path, no_class_folders), "put the images of each class"),
+    "train and test the same": (flat_folder, "training shots themselves"),
     "empty class": (lambda path: images(path, empty_class), "add images or remove it"),
     "unreadable picture": (lambda path: images(path, broken_picture), "replace or remove it"),
     "NaN pixels": (lambda path: images(path, nan_image), "not finite"),
@@ -193,6 +242,15 @@ BAD_INPUTS = {
     "unknown YAML key": (lambda _: {"num_shot": 4}, "unknown setting 'num_shot'"),
     "negative epsilon": (lambda _: {"epsilon": -1}, "positive budget"),
     "unknown norm": (lambda _: {"norm": 3}, "0, 1, 2 and inf"),
+    "not a number": (lambda _: {"lambda_adv": float("nan")}, "not negative"),
+    "negative seed": (lambda _: {"seed": -1}, "between 0 and"),
+    "negative learning rate": (lambda _: {"learning_rate": -1}, "must be positive"),
+    "no epochs": (lambda _: {"num_train_epochs": 0}, "must be positive"),
+    "no test images": (lambda _: {"test_images_per_class": 0}, "at least 1"),
+    "split with a slash": (lambda _: {"dataset_split": "a/b"}, "without slashes"),
+    "columns removed": (lambda _: {"remove_unused_columns": True}, "must stay false"),
+    "evaluation without data": (lambda _: {"eval_strategy": "epoch"}, "eval_dataset"),
+    "attack without settings": (attack_as_text, "name and settings"),
     "wrong type": (lambda _: {"num_shots": "many"}, "invalid int value"),
     "unknown positives": (lambda _: {"positives": "nearest"}, "invalid choice"),
     "no context": (lambda _: {"num_context_tokens": 0}, "at least 1"),
@@ -227,6 +285,9 @@ def test_bad_config_files(tmp_path, capsys, content, cure):
 def test_unknown_options_and_missing_settings_are_one_line(capsys):
     assert main(["purify", "--nonsense", "1"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+    required = ["--model_name_or_path", "a", "--dataset_name", "b", "--output_dir", "c"]
+    assert main(["purify", *required, "--nonsense", "1"]) == 2
+    assert "unknown option '--nonsense'" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_says_how_to_go_on(run, monkeypatch):

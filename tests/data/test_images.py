@@ -48,26 +48,33 @@ def test_every_source_gives_the_same_pictures_under_the_same_names(sources, kind
 def test_few_shots_do_not_depend_on_order():
     dataset = pocket_dataset("base", "train", 8, NAMES)
     labels, ids = dataset["label"], dataset["sample_id"]
-    chosen = few_shot_rows(labels, ids, 3, seed=0)
+    chosen = few_shot_rows(labels, ids, 3, 0, NAMES)
     order = np.random.default_rng(0).permutation(len(ids))
-    shuffled = few_shot_rows([labels[i] for i in order], [ids[i] for i in order], 3, seed=0)
+    shuffled = few_shot_rows([labels[i] for i in order], [ids[i] for i in order], 3, 0, NAMES)
     assert {ids[row] for row in chosen} == {ids[order[row]] for row in shuffled}
     assert [labels[row] for row in chosen] == [0] * 3 + [1] * 3 + [2] * 3
-    assert {ids[row] for row in chosen} != {ids[row] for row in few_shot_rows(labels, ids, 3, seed=1)}
+    assert {ids[row] for row in chosen} != {ids[row] for row in few_shot_rows(labels, ids, 3, 1, NAMES)}
 
 
 @pytest.mark.parametrize("shots, message", [(0, "at least 1"), (9, "only 8 images")])
 def test_impossible_shots_are_refused(shots, message):
     dataset = pocket_dataset("base", "train", 8, NAMES)
     with pytest.raises(InputError, match=message):
-        few_shot_rows(dataset["label"], dataset["sample_id"], shots, seed=0)
+        few_shot_rows(dataset["label"], dataset["sample_id"], shots, 0, NAMES)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "I;16", "F"])
 def test_every_kind_of_image_becomes_rgb_bytes(mode, poisoned_clip):
-    image = Image.new(mode, (60, 50))
+    ramp = np.tile(np.linspace(0, 1, 48), (48, 1))
+    eight_bit = Image.fromarray((ramp * 255).round().astype(np.uint8))
+    deep = {"I;16": (ramp * 65535).astype(np.uint16), "F": ramp.astype(np.float32)}
+    image = Image.fromarray(deep[mode]) if mode in deep else eight_bit.convert(mode)
     rows = LabelledImages([{"image": image, "label": 0, "sample_id": "a"}], poisoned_clip.image_processor)
-    assert rows[0]["pixel_values"].shape == (3, 48, 48) and rows[0]["pixel_values"].dtype == torch.uint8
+    pixels = rows[0]["pixel_values"]
+    assert pixels.shape == (3, 48, 48) and pixels.dtype == torch.uint8
+    tolerance = 128 if mode == "1" else 2  # dithered
+    assert (pixels[0].float().mean(0) - torch.linspace(0, 255, 48)).abs().max() <= tolerance
+    assert 100 < pixels.float().mean() < 155
 
 
 def test_pixels_that_are_no_numbers_are_refused(poisoned_clip):
@@ -82,3 +89,23 @@ def test_a_label_column_of_numbers_is_refused(tmp_path):
     Dataset.from_dict({"image": images["image"], "label": [0, 1, 2]}).save_to_disk(str(tmp_path / "plain"))
     with pytest.raises(InputError, match="no ClassLabel"):
         load_labelled_images(str(tmp_path / "plain"), "train")
+
+
+def test_names_of_files_and_classes_do_not_matter(tmp_path):
+    """`datasets` reads splits out of such names."""
+    classes = ["test tube", "train", "dog"]
+    for name in classes:
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for file in ("ILSVRC2012_val_00000293.png", "test_1.JPEG"):
+            Image.new("RGB", (8, 8)).save(tmp_path / "val" / name / file)
+    (tmp_path / "val" / "dog" / "metadata.csv").write_text("a,b")
+    (tmp_path / "val" / ".cache").mkdir()
+    dataset = load_labelled_images(str(tmp_path), "val")
+    assert dataset.features["label"].names == sorted(classes) and len(dataset) == 6
+    assert "val/dog/test_1.JPEG" in dataset["sample_id"]
+
+
+def test_a_missing_split_folder_is_named(tmp_path):
+    write_folders(tmp_path / "train", pocket_dataset("base", "train", 1, NAMES))
+    with pytest.raises(InputError, match="no split 'test' but train"):
+        load_labelled_images(str(tmp_path), "test")

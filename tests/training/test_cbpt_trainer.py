@@ -115,7 +115,7 @@ def test_every_epoch_is_logged(reference):
 
 def test_the_learning_rate_is_a_cosine_over_epochs(reference):
     rates = [entry["learning_rate"] for entry in reference[1].state.log_history if "loss_bn" in entry]
-    expected = [2e-3 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in (1, 2, 3)]
+    expected = [2e-3 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in (0, 1, 2)]
     assert rates == pytest.approx(expected, abs=1e-9)
 
 
