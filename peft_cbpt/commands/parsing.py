@@ -56,10 +56,9 @@ def parse(argument_types: Sequence[type], argv: Sequence[str], usage: str) -> tu
         known = {field.name for kind in argument_types for field in dataclasses.fields(kind) if field.init}
         if unknown := sorted(set(settings) - known):
             raise InputError(f"unknown setting {unknown[0]!r} in {config_file}; see --help for the settings")
-        parsed = _as_options(settings, parser)
-        options = parsed + options
+        options = _as_options(settings) + options
     try:
-        parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(options, return_remaining_strings=True)
+        parsed: Any = parser.parse_args_into_dataclasses(options, return_remaining_strings=True)
     except InputError:
         raise
     except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, ImportError) as error:
@@ -82,7 +81,7 @@ def _take_option(options: list[str], name: str) -> str | None:
     return None
 
 
-def _as_options(settings: dict[str, Any], parser: HfArgumentParser) -> list[str]:
+def _as_options(settings: dict[str, Any]) -> list[str]:
     """YAML values as command-line words, so that both go through the same checks."""
     options = []
     for name, value in settings.items():

@@ -92,6 +92,7 @@ def draw_before_after(
             for line, (title, pixels, features) in enumerate(versions):
                 named = [class_names[int((features[row] @ text.T).argmax())] for text in (before, after)]
                 _example(grid[line, column], pixels, title, *named)
+        examples.supxlabel("below each image: its class before (red) and after (blue)", fontsize=9)
     temporary = file.with_name(f".{file.name}.incomplete")
     figure.savefig(temporary, dpi=150, format="png")
     os.replace(temporary, file)

@@ -1,11 +1,8 @@
 """Purification as a bi-level `Trainer`: trigger inversion inside, class-wise prompt tuning outside (Eq. 16)."""
 
-import hashlib
-import json
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -16,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -26,53 +22,16 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
-from peft_cbpt.errors import InputError
 from peft_cbpt.purification.feature_bank import TriggerInverter, build_feature_bank
 from peft_cbpt.purification.losses import l_bn, purification_objective
 from peft_cbpt.purification.targets import runner_up
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
+from peft_cbpt.training.checkpoints import CACHE_FILE, check_checkpoint, job_hash
 from peft_cbpt.training.epoch_log import EpochLog
 from peft_cbpt.training.forward_redirection import call_through
+from peft_cbpt.training.samples import BankRows, checked_samples, collate
 
-CACHE_FILE = "perturbed_features.safetensors"
 STAGING_FOLDER = ".incomplete"
-
-
-class _Rows(Dataset):
-    """What an outer step needs of a sample: which row of the bank it is."""
-
-    def __init__(self, length: int):
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, int]:
-        return {"rows": index}
-
-
-def _checked_samples(images: Dataset, class_names: Sequence[str]) -> list[tuple[int, str]]:
-    """Label and id of every training image, after a look at all of them.
-
-    Raises:
-        InputError: for a label out of range, a class without an image, or an id that occurs twice.
-    """
-    rows = (images[row] for row in range(len(images)))  # type: ignore[arg-type]
-    samples = [(int(row["labels"]), str(row["sample_id"])) for row in rows]
-    labels, ids = {label for label, _ in samples}, Counter(name for _, name in samples)
-    if wrong := sorted(labels - set(range(len(class_names)))):
-        raise InputError(f"a training image has the label {wrong[0]}, but there are {len(class_names)} classes")
-    if missing := sorted(set(range(len(class_names))) - labels):
-        raise InputError(f"class {class_names[missing[0]]!r} has no training image: every class needs one")
-    (most_common, count), *_ = ids.most_common(1)
-    if count > 1:
-        raise InputError(f"the sample_id {most_common!r} occurs {count} times: sample ids must differ")
-    return samples
-
-
-def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    names = [name for name in ("rows", "pixel_values", "labels") if name in samples[0]]
-    return {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in names}
 
 
 class CBPTTrainer(Trainer):
@@ -110,10 +69,10 @@ class CBPTTrainer(Trainer):
         self.normalize = normalize or PixelNormalizer()
         self.inverter: TriggerInverter | None = None
         self.epoch_log = EpochLog()
-        kwargs.setdefault("data_collator", _collate)
-        super().__init__(model, args, train_dataset=_Rows(len(train_dataset)), **kwargs)  # type: ignore[arg-type]
+        kwargs.setdefault("data_collator", collate)
+        super().__init__(model, args, train_dataset=BankRows(len(train_dataset)), **kwargs)  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = False
-        self._samples = _checked_samples(train_dataset, model.class_names)
+        self._samples = checked_samples(train_dataset, model.class_names)
         self.add_callback(_EpochCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -122,11 +81,12 @@ class CBPTTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     @cached_property
-    def job(self) -> str:
-        """A hash of all that cached features depend on; checkpoints of another job are refused."""
+    def _job(self) -> str:
         base = weights_fingerprint(self.model.get_base_model())
-        key = [self._samples, self.model.class_names, base, asdict(self.args.inversion_settings())]
-        return hashlib.sha256(repr([*key, self.args.positives, self.args.seed]).encode()).hexdigest()
+        settings = asdict(self.args.inversion_settings())
+        return job_hash(
+            base, list(self.model.class_names), self._samples, settings, self.args.positives, self.args.seed
+        )
 
     def check_checkpoint(self, folder: str) -> None:
         """See that a checkpoint is whole and of this job.
@@ -134,19 +94,8 @@ class CBPTTrainer(Trainer):
         Raises:
             InputError: if it is not.
         """
-        try:
-            json.loads((Path(folder) / "trainer_state.json").read_text())
-            context = load_file(Path(folder) / "adapter_model.safetensors")
-            with safe_open(Path(folder) / CACHE_FILE, "pt") as cache:
-                job = (cache.metadata() or {}).get("job")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"{folder} is no whole checkpoint: give another, or start anew") from error
-        learned = [tuple(parameter.shape) for parameter in self.model.parameters() if parameter.requires_grad]
-        if job != self.job or [tuple(value.shape) for value in context.values()] != learned:
-            raise InputError(
-                f"{folder} was made with another model, images, classes, seed or inversion settings: "
-                "resume with the same ones, or start anew"
-            )
+        (learned,) = [tuple(parameter.shape) for parameter in self.model.parameters() if parameter.requires_grad]
+        check_checkpoint(Path(folder), self._job, learned)
 
     def _load_pixels(self, rows: Sequence[int]) -> Tensor:
         pixels = torch.stack([self.images[row]["pixel_values"] for row in rows])
@@ -278,7 +227,7 @@ class CBPTTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             assert self.inverter is not None
-            save_file(self.inverter.cache.state_dict(), staging / name / CACHE_FILE, {"job": self.job})
+            save_file(self.inverter.cache.state_dict(), staging / name / CACHE_FILE, {"job": self._job})
             final = staging.parent / name
             shutil.rmtree(final, ignore_errors=True)
             os.replace(staging / name, final)
