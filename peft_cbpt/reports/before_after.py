@@ -75,7 +75,7 @@ def draw_before_after(
             result = attack_result(encoded.triggered[name], encoded.labels, text, target)
             values += [result.attack_success_rate, result.robust_accuracy]
 
-    figure = Figure(figsize=(max(10.0, 2.2 * len(labels) + 4), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(10.0, 2.2 * len(labels) + 4), 4.9), layout="constrained")
     FigureCanvasAgg(figure)
     if not attacks:
         _bars(figure.subplots(), labels, *scores)

@@ -82,11 +82,10 @@ class CBPTTrainer(Trainer):
 
     @cached_property
     def _job(self) -> str:
+        class_names: Any = self.model.class_names
         base = weights_fingerprint(self.model.get_base_model())
         settings = asdict(self.args.inversion_settings())
-        return job_hash(
-            base, list(self.model.class_names), self._samples, settings, self.args.positives, self.args.seed
-        )
+        return job_hash(base, class_names, self._samples, settings, self.args.positives, self.args.seed)
 
     def check_checkpoint(self, folder: str) -> None:
         """See that a checkpoint is whole and of this job.
