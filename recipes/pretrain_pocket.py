@@ -1,6 +1,6 @@
 """Train the clean pocket CLIP on captioned pictures of all classes, and measure its zero-shot accuracy.
 
-    accelerate launch recipes/pretrain_pocket.py --output_dir peft_cbpt/pocket/assets/clip-clean
+    accelerate launch recipes/pretrain_pocket.py --output_dir output/clip-clean
 
 About half an hour on 2 cores; a GPU is used when there is one. Writes fp16 weights, tokenizer, image processor
 and `training.json` with the seed, the settings and the held-out accuracy.
@@ -71,7 +71,7 @@ def main(arguments: PretrainArguments) -> None:
     trainer.train(resume_from_checkpoint=any(output.glob("trainer/checkpoint-*")))
     seconds = time.perf_counter() - start
 
-    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    model = trainer.accelerator.unwrap_model(trainer.model).cpu().eval()
     names = class_names()
     text = template_text_features(model, tokenizer, names)
     top1 = {}
@@ -82,8 +82,8 @@ def main(arguments: PretrainArguments) -> None:
         top1[domain] = accuracy(features, labels, text.cpu())
     if trainer.is_world_process_zero():
         save_clip_folder(output, model, tokenizer, build_image_processor())
-        record = vars(arguments) | {
-            "output_dir": None,
+        settings = {name: value for name, value in vars(arguments).items() if name != "output_dir"}
+        record = settings | {
             "train_seconds": round(seconds),
             "zero_shot_top1": top1,
             "n_classes": len(names),

@@ -42,9 +42,11 @@ def _corpus() -> Iterable[str]:
 
 def build_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer whose merges cover the words of the pocket captions; other words fall back to bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE - 2,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=letters,
+        special_tokens=[letter + "</w>" for letter in letters],  # fixed ids, by which equal counts are ordered
         end_of_word_suffix="</w>",
         show_progress=False,
     )
@@ -52,7 +54,6 @@ def build_tokenizer() -> CLIPTokenizer:
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     bpe.train_from_iterator(_corpus(), trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     vocabulary = list(dict.fromkeys(vocabulary))
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
