@@ -14,6 +14,9 @@ from peft_cbpt.pocket.render import DOMAINS, IMAGE_SIZE, draw_scene, render
 
 _CHUNK = 512
 
+# What the pocket counterpart of the web shows: mostly photos, with some drawings and paintings among them.
+WEB_DOMAINS = {"base": 0.7, "sketch": 0.15, "rendition": 0.15}
+
 
 def sample_ids(domain: str, split: str, class_name: str, indices: Sequence[int]) -> list[str]:
     """Stable names of samples, such as `base/train/banana/7`; any string is a valid split."""
@@ -80,14 +83,14 @@ def pocket_dataset(
 
 
 class PocketPairs(torch.utils.data.Dataset):
-    """Image-caption pairs rendered when asked for, for training in order.
+    """Image-caption pairs rendered when asked for, for training in order: the pocket counterpart of a web corpus.
 
     Sample by sample all classes have their turn, each round in another order, so that a batch of a round's length
-    shows every class once.
+    shows every class once. Each sample is drawn from a domain of `WEB_DOMAINS`.
     """
 
-    def __init__(self, length: int, split: str = "pretrain", domain: str = "base", size: int = IMAGE_SIZE):
-        self.length, self.split, self.domain, self.size = length, split, domain, size
+    def __init__(self, length: int, split: str = "pretrain", size: int = IMAGE_SIZE):
+        self.length, self.split, self.size = length, split, size
         self.names = all_class_names()
 
     def __len__(self) -> int:
@@ -96,7 +99,10 @@ class PocketPairs(torch.utils.data.Dataset):
     def _sample_id(self, index: int) -> str:
         turn, place = divmod(index, len(self.names))
         order = keyed_generator("order", self.split, turn).permutation(len(self.names))
-        return sample_ids(self.domain, self.split, self.names[order[place]], [turn])[0]
+        domains = keyed_generator("domain", self.split, turn).choice(
+            list(WEB_DOMAINS), len(self.names), p=list(WEB_DOMAINS.values())
+        )
+        return sample_ids(str(domains[place]), self.split, self.names[order[place]], [turn])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         ids = [self._sample_id(index) for index in indices]
