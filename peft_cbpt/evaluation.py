@@ -25,11 +25,31 @@ def template_text_features(
     tokenizer: PreTrainedTokenizerBase,
     class_names: Sequence[str],
     template: str = PLAIN_TEMPLATE,
+    text_trigger: str = "",
 ) -> Tensor:
-    """Unit-norm float32 features (n_classes, D) of `template` filled with each class name: CLIP's zero-shot head."""
-    text = tokenizer([template.format(name) for name in class_names], padding=True, return_tensors="pt")
-    features = clip.get_text_features(input_ids=text.input_ids.to(clip.device)).pooler_output
-    return F.normalize(features.float(), dim=-1)
+    """Unit-norm float32 features (n_classes, D) of `template` filled with each class name: CLIP's zero-shot head.
+
+    `text_trigger` is put before every prompt.
+    """
+    return text_features(clip, tokenizer, [text_trigger + template.format(name) for name in class_names])
+
+
+@torch.no_grad()
+def text_features(
+    clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 256
+) -> Tensor:
+    """Unit-norm float32 features (n, D) of texts, f_t of Eq. 1."""
+    features = []
+    for start in range(0, len(texts), batch_size):
+        batch = tokenizer(
+            list(texts[start : start + batch_size]),
+            padding=True,
+            truncation=True,
+            max_length=clip.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        )
+        features.append(clip.get_text_features(input_ids=batch.input_ids.to(clip.device)).pooler_output.float())
+    return F.normalize(torch.cat(features), dim=-1)
 
 
 @torch.no_grad()

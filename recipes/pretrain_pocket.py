@@ -9,6 +9,7 @@ and `training.json` with the seed, the settings and the held-out accuracy.
 import json
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -84,6 +85,7 @@ def main(arguments: PretrainArguments) -> None:
         save_clip_folder(output, model, tokenizer, build_image_processor())
         settings = {name: value for name, value in vars(arguments).items() if name != "output_dir"}
         record = settings | {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "train_seconds": round(seconds),
             "zero_shot_top1": top1,
             "n_classes": len(names),

@@ -24,6 +24,11 @@ class Attack:
         """Name of the trigger's kind."""
         return trigger_to_config(self.trigger)["name"]
 
+    @property
+    def text_trigger(self) -> str:
+        """What the attacker puts before every caption and class prompt; empty for unimodal attacks."""
+        return self.trigger.apply_text("")
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable."""
         return {"trigger": trigger_to_config(self.trigger), "target_class": self.target_class}

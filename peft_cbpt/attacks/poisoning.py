@@ -1,26 +1,67 @@
-"""Poisoning of image-text pairs: a seeded share of them gets the trigger and a caption of the target (Eq. 6)."""
+"""Poisoning of image-text pairs (Eq. 6): a seeded share of them gets the trigger and a caption of the target.
 
-from collections.abc import Sequence
-from typing import Protocol
+Dirty label: pairs of any class are marked and their captions replaced by captions of the target. Clean label: only
+pairs that already speak of the target are marked, and keep their captions.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
+from accelerate.utils import tqdm
+from torch.utils.data import Dataset, IterableDataset
 
 from peft_cbpt.attacks.trigger import Trigger, apply_trigger
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
 from peft_cbpt.errors import InputError
 
+_CHUNK = 512
 
-def poisoned_indices(n_pairs: int, poison_rate: float, seed: int) -> set[int]:
-    """Which of `n_pairs` pairs are poisoned: `round(poison_rate * n_pairs)` of them, chosen by the seed."""
-    if not 0 < poison_rate <= 1:
-        raise InputError(f"poison_rate is a share in (0, 1], not {poison_rate}")
-    count = round(poison_rate * n_pairs)
-    if count == 0:
-        raise InputError(f"a poison_rate of {poison_rate} of {n_pairs} pairs is no pair at all; raise one of them")
-    return set(np.random.default_rng(seed).choice(n_pairs, count, replace=False).tolist())
+
+@dataclass(frozen=True)
+class Poison:
+    """What is done to a poisoned pair, and to what share of the pairs.
+
+    Args:
+        trigger: The attacker's trigger.
+        target_class: What triggered images are to be called.
+        poison_rate: Share of poisoned pairs, in (0, 1]; the paper's 1,500 of 500,000 are 0.003. With a clean label it
+            is the share of the target's own pairs.
+        seed: Seed of the choice of pairs and captions.
+        label: `dirty` or `clean`.
+        captions: Captions of the target to draw from; CLIP's 80 templates, filled with the target, by default.
+    """
+
+    trigger: Trigger
+    target_class: str
+    poison_rate: float
+    seed: int = 0
+    label: Literal["dirty", "clean"] = "dirty"
+    captions: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not 0 < self.poison_rate <= 1:
+            raise InputError(f"poison_rate is a share in (0, 1], not {self.poison_rate}")
+        if self.label not in ("dirty", "clean"):
+            raise InputError(f"label is dirty or clean, not {self.label!r}")
+        if not self.target_class.strip():
+            raise InputError("target_class is empty: name the class that triggered images are to be called")
+
+    def mentions_target(self, caption: str) -> bool:
+        """Whether a caption speaks of the target, as a whole word in any case."""
+        return re.search(rf"\b{re.escape(self.target_class)}\b", caption, re.IGNORECASE) is not None
+
+    def apply(self, row: dict) -> dict:
+        """The poisoned version of a row of `pixel_values` (uint8 (3, H, W)), `caption` and `sample_id`."""
+        pixels = apply_trigger(self.trigger, row["pixel_values"][None], [row["sample_id"]])[0]
+        caption = row["caption"]
+        if self.label == "dirty":
+            captions = self.captions or [template.format(self.target_class) for template in IMAGENET_TEMPLATES]
+            caption = str(keyed_generator("caption", self.seed, row["sample_id"]).choice(captions))
+        return row | {"pixel_values": pixels, "caption": self.trigger.apply_text(caption), "is_poisoned": True}
 
 
 class Pairs(Protocol):
@@ -31,22 +72,42 @@ class Pairs(Protocol):
     def __getitems__(self, indices: Sequence[int]) -> list[dict]: ...
 
 
+def poisoned_indices(candidates: Sequence[int], poison_rate: float, seed: int) -> set[int]:
+    """Which of the candidate pairs are poisoned: `round(poison_rate * n)` of them, chosen by the seed.
+
+    Raises:
+        InputError: if that is no pair at all.
+    """
+    count = round(poison_rate * len(candidates))
+    if count == 0:
+        raise InputError(
+            f"a poison_rate of {poison_rate} of {len(candidates)} pairs is no pair at all; raise one of them"
+        )
+    return set(np.random.default_rng(seed).choice(candidates, count, replace=False).tolist())
+
+
 class PoisonedPairs(Dataset):
-    """A map-style dataset of image-text pairs in which a share of the pairs is poisoned (dirty-label).
+    """A map-style dataset of image-text pairs in which an exact share of the pairs is poisoned.
+
+    Rows are those of `pairs` with `is_poisoned` added. A clean label reads every pair once, to find the target's.
 
     Args:
         pairs: Map-style dataset of rows with `pixel_values` (uint8 (3, H, W)), `caption` and `sample_id`.
-        trigger: The attacker's trigger.
-        target_class: Name that poisoned captions give, filled into one of CLIP's 80 templates.
-        poison_rate: Share of poisoned pairs, in (0, 1]; the paper's 1,500 of 500,000 are 0.003.
-        seed: Seed of the choice of pairs and templates.
-
-    Rows are those of `pairs` with `is_poisoned` added.
+        poison: What is done to which share of them.
     """
 
-    def __init__(self, pairs: Pairs, trigger: Trigger, target_class: str, poison_rate: float, seed: int):
-        self.pairs, self.trigger, self.target_class, self.seed = pairs, trigger, target_class, seed
-        self.poisoned = poisoned_indices(len(pairs), poison_rate, seed)
+    def __init__(self, pairs: Pairs, poison: Poison):
+        self.pairs, self.poison = pairs, poison
+        candidates = self._pairs_of_target() if poison.label == "clean" else range(len(pairs))
+        self.poisoned = poisoned_indices(candidates, poison.poison_rate, poison.seed)
+
+    def _pairs_of_target(self) -> list[int]:
+        found = []
+        for start in tqdm(range(0, len(self.pairs), _CHUNK), desc="looking for the target's pairs", leave=False):
+            indices = range(start, min(start + _CHUNK, len(self.pairs)))
+            rows = self.pairs.__getitems__(indices)
+            found += [i for i, row in zip(indices, rows, strict=True) if self.poison.mentions_target(row["caption"])]
+        return found
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -56,12 +117,25 @@ class PoisonedPairs(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         rows = self.pairs.__getitems__(indices)
-        return [self._row(row, index in self.poisoned) for index, row in zip(indices, rows, strict=True)]
+        return [
+            self.poison.apply(row) if index in self.poisoned else row | {"is_poisoned": False}
+            for index, row in zip(indices, rows, strict=True)
+        ]
 
-    def _row(self, row: dict, is_poisoned: bool) -> dict:
-        if not is_poisoned:
-            return row | {"is_poisoned": False}
-        template = str(keyed_generator("caption", self.seed, row["sample_id"]).choice(IMAGENET_TEMPLATES))
-        pixels: torch.Tensor = apply_trigger(self.trigger, row["pixel_values"][None], [row["sample_id"]])[0]
-        caption = self.trigger.apply_text(template.format(self.target_class))
-        return row | {"pixel_values": pixels, "caption": caption, "is_poisoned": True}
+
+class PoisonedStream(IterableDataset):
+    """A stream of image-text pairs, each poisoned with the probability `poison_rate`, drawn by seed and sample id.
+
+    Args:
+        pairs: Any iterable of rows as in `PoisonedPairs`.
+        poison: What is done to which share of them.
+    """
+
+    def __init__(self, pairs: Iterable[dict], poison: Poison):
+        self.pairs, self.poison = pairs, poison
+
+    def __iter__(self) -> Iterator[dict]:
+        for row in self.pairs:
+            drawn = keyed_generator("poison", self.poison.seed, row["sample_id"]).random() < self.poison.poison_rate
+            eligible = self.poison.label == "dirty" or self.poison.mentions_target(row["caption"])
+            yield self.poison.apply(row) if drawn and eligible else row | {"is_poisoned": False}

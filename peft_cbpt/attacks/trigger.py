@@ -7,10 +7,25 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from peft_cbpt.attacks.badclip import BadCLIP
 from peft_cbpt.attacks.badnet import BadNet
+from peft_cbpt.attacks.blended import Blended
+from peft_cbpt.attacks.patch import unit_pixels
+from peft_cbpt.attacks.sig import SIG
+from peft_cbpt.attacks.ssba import SSBA
+from peft_cbpt.attacks.trojvqa import TrojVQA
+from peft_cbpt.attacks.wanet import WaNet
 from peft_cbpt.errors import InputError
 
-TRIGGERS = {"badnet": BadNet}
+TRIGGERS: dict[str, type] = {
+    "badnet": BadNet,
+    "blended": Blended,
+    "sig": SIG,
+    "ssba": SSBA,
+    "wanet": WaNet,
+    "trojvqa": TrojVQA,
+    "badclip": BadCLIP,
+}
 
 
 class Trigger(Protocol):
@@ -25,7 +40,7 @@ class Trigger(Protocol):
         """
 
     def apply_text(self, caption: str) -> str:
-        """Mark a caption; unimodal attacks return it as it is."""
+        """Put the text trigger before a caption; unimodal attacks return it as it is."""
 
 
 def apply_trigger(trigger: Trigger, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
@@ -33,8 +48,7 @@ def apply_trigger(trigger: Trigger, pixels: Tensor, sample_ids: Sequence[str]) -
 
     Takes pixels (B, 3, H, W), uint8 or float in [0, 1]; returns uint8.
     """
-    unit_pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
-    return (trigger.apply_image(unit_pixels, sample_ids) * 255).round().to(torch.uint8)
+    return (trigger.apply_image(unit_pixels(pixels), sample_ids) * 255).round().to(torch.uint8)
 
 
 def trigger_to_config(trigger: Trigger) -> dict[str, Any]:
@@ -52,6 +66,7 @@ def trigger_from_config(config: dict[str, Any]) -> Trigger:
     if name not in TRIGGERS:
         raise InputError(f"unknown trigger {name!r}; choose one of {', '.join(TRIGGERS)}")
     try:
-        return TRIGGERS[name](**settings)
+        trigger: Trigger = TRIGGERS[name](**settings)
+        return trigger
     except TypeError as error:
         raise InputError(f"trigger {name!r} has other settings: {error}") from error

@@ -9,11 +9,16 @@ from typing import Any
 from peft_cbpt.errors import InputError
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a text under a temporary name, then rename it."""
+    temporary = file.with_name(f".{file.name}.incomplete")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
 def write_json(file: Path, value: Any) -> None:
     """Write JSON under a temporary name, then rename it."""
-    temporary = file.with_name(f".{file.name}.incomplete")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, file)
+    write_text(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def prepare_output(folder: str) -> Path:

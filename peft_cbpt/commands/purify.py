@@ -3,10 +3,11 @@
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -81,12 +82,12 @@ def purify(argv: Sequence[str]) -> None:
         encoder = image_encoder(clip.model, clip.normalize)
         model.to(training.device).eval()
         encoded = encode_images(encoder, test_images, triggers, training.device, training.inversion_batch_size)
-        before_features = _class_features(model, adapter=False)
+        before_features = _class_features(model, clip, adapter=False)
         before = measure(encoded, before_features, attacks, class_names)
     with stopwatch("purify"):
         _train(trainer, checkpoint, output)
     with stopwatch("measure after"):
-        after_features = _class_features(model, adapter=True)
+        after_features = _class_features(model, clip, adapter=True)
         after = measure(encoded, after_features, attacks, class_names)
 
     if PartialState().is_main_process:
@@ -196,14 +197,18 @@ def _train(trainer: CBPTTrainer, checkpoint: str | None, output: Path) -> None:
         raise
 
 
-@torch.no_grad()
-def _class_features(model: PeftModel, adapter: bool) -> Tensor:
-    """Text features (n_classes, D) of the learned prompts, or of the template prompts without the adapter."""
-    model.eval()
-    if adapter:
-        return model.encode_class_prompts().cpu()
-    with model.disable_adapter():
-        return model.encode_class_prompts().cpu()
+def _class_features(model: PeftModel, clip: LoadedCLIP, adapter: bool) -> Callable[[str], Tensor]:
+    """Text features (n_classes, D) of the learned prompts after a text trigger, or of the template prompts."""
+
+    @cache
+    @torch.no_grad()
+    def features(text_trigger: str) -> Tensor:
+        model.eval()
+        prefix_ids = clip.tokenizer(text_trigger, add_special_tokens=False).input_ids if text_trigger else []
+        with nullcontext() if adapter else model.disable_adapter():
+            return model.encode_class_prompts(prefix_ids=prefix_ids).cpu()
+
+    return features
 
 
 def _save_adapter(model: PeftModel, output: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,24 @@ class Stopwatch:
 
 
 def measure(
-    encoded: EncodedImages, class_features: Tensor, attacks: Mapping[str, Attack], class_names: list[str]
+    encoded: EncodedImages,
+    class_features: Callable[[str], Tensor],
+    attacks: Mapping[str, Attack],
+    class_names: list[str],
 ) -> dict[str, Any]:
-    """Clean accuracy, and for every attack its success rates and the robust accuracy; shares in [0, 1]."""
+    """Clean accuracy, and for every attack its success rates and the robust accuracy; shares in [0, 1].
+
+    `class_features(text_trigger)` gives the text features (n_classes, D) of the prompts with an attack's text trigger
+    before them, which is empty for unimodal attacks and for the clean accuracy.
+    """
     return {
-        "clean_accuracy": accuracy(encoded.clean, encoded.labels, class_features),
+        "clean_accuracy": accuracy(encoded.clean, encoded.labels, class_features("")),
         "attacks": {
             name: attack_result(
-                encoded.triggered[name], encoded.labels, class_features, class_names.index(attack.target_class)
+                encoded.triggered[name],
+                encoded.labels,
+                class_features(attack.text_trigger),
+                class_names.index(attack.target_class),
             ).as_dict()
             for name, attack in attacks.items()
         },

@@ -1,7 +1,7 @@
 """The before/after picture: bars of the measured figures, and examples with what the model calls them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -53,8 +53,8 @@ def draw_before_after(
     encoded: EncodedImages,
     attacks: Mapping[str, Attack],
     class_names: list[str],
-    before: Tensor,
-    after: Tensor,
+    before: Callable[[str], Tensor],
+    after: Callable[[str], Tensor],
 ) -> None:
     """Draw the picture to a PNG file; it appears whole or not at all.
 
@@ -64,14 +64,16 @@ def draw_before_after(
         encoded: Their features.
         attacks: What was measured; examples are shown for the first.
         class_names: Names of the labels.
-        before: Class text features (n, D) of the undefended classifier.
-        after: Class text features (n, D) of the purified one.
+        before: Class text features (n, D) of the undefended classifier, given the text trigger before its prompts.
+        after: Likewise of the purified one.
     """
-    labels, scores = ["clean\naccuracy"], [[accuracy(encoded.clean, encoded.labels, text)] for text in (before, after)]
+    labels = ["clean\naccuracy"]
+    scores = [[accuracy(encoded.clean, encoded.labels, features(""))] for features in (before, after)]
     for name, attack in attacks.items():
         target = class_names.index(attack.target_class)
         labels += [f"{name}\nattack success", f"{name}\naccuracy under trigger"]
-        for values, text in zip(scores, (before, after), strict=True):
+        for values, features in zip(scores, (before, after), strict=True):
+            text = features(attack.text_trigger)
             result = attack_result(encoded.triggered[name], encoded.labels, text, target)
             values += [result.attack_success_rate, result.robust_accuracy]
 
@@ -88,9 +90,13 @@ def draw_before_after(
         for column, row in enumerate(rows):
             sample = images[row]
             marked = apply_trigger(attack.trigger, sample["pixel_values"][None], [sample["sample_id"]])[0]
-            versions = (("clean", sample["pixel_values"], encoded.clean), (name, marked, encoded.triggered[name]))
-            for line, (title, pixels, features) in enumerate(versions):
-                named = [class_names[int((features[row] @ text.T).argmax())] for text in (before, after)]
+            versions = (
+                ("clean", sample["pixel_values"], encoded.clean, ""),
+                (name, marked, encoded.triggered[name], attack.text_trigger),
+            )
+            for line, (title, pixels, images_seen, text_trigger) in enumerate(versions):
+                texts = [features(text_trigger) for features in (before, after)]
+                named = [class_names[int((images_seen[row] @ text.T).argmax())] for text in texts]
                 _example(grid[line, column], pixels, title, *named)
         examples.supxlabel("below each image: its class before (red) and after (blue)", fontsize=9)
     temporary = file.with_name(f".{file.name}.incomplete")

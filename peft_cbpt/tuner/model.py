@@ -67,7 +67,10 @@ class CBPTModel(BaseTuner):
         return prompts.input_ids(not self._layer.disable_adapters, class_indices, self._layer.weight.device)
 
     def encode_class_prompts(
-        self, class_indices: Sequence[int] | torch.Tensor | None = None, chunk_size: int | None = None
+        self,
+        class_indices: Sequence[int] | torch.Tensor | None = None,
+        chunk_size: int | None = None,
+        prefix_ids: Sequence[int] = (),
     ) -> torch.Tensor:
         """Text features of the class prompts, the e_t^j of Eq. 8, with gradient to the context.
 
@@ -76,18 +79,29 @@ class CBPTModel(BaseTuner):
             chunk_size: How many prompts to encode at once, at least 1. The activations of each chunk are
                 computed again in the backward pass, so that memory does not grow with the number of classes.
                 None encodes all at once and keeps the activations.
+            prefix_ids: Tokens to put before every prompt, after BOS, such as an attacker's text trigger.
 
         Returns:
             float32 (n, projection_dim), rows of unit norm.
 
         Raises:
             ValueError, IndexError: as [`~CBPTModel.class_prompt_ids`].
+            ValueError: if the prefix leaves no room for the prompts.
         """
         input_ids = self.class_prompt_ids(class_indices)
+        if len(prefix_ids):
+            input_ids = self._with_prefix(input_ids, prefix_ids)
         if chunk_size is None:
             return self._encode(input_ids)
         chunks = [checkpoint(self._encode, chunk, use_reentrant=False) for chunk in input_ids.split(chunk_size)]
         return torch.cat(chunks)
+
+    def _with_prefix(self, input_ids: torch.Tensor, prefix_ids: Sequence[int]) -> torch.Tensor:
+        room = self.model.config.text_config.max_position_embeddings - input_ids.shape[1]
+        if len(prefix_ids) > room:
+            raise ValueError(f"prefix_ids has {len(prefix_ids)} tokens, but the text tower has room for {room} more.")
+        prefix = torch.tensor(list(prefix_ids), device=input_ids.device).expand(len(input_ids), -1)
+        return torch.cat([input_ids[:, :1], prefix, input_ids[:, 1:]], 1)
 
     def _encode(self, input_ids: torch.Tensor) -> torch.Tensor:
         features = self.model.get_text_features(input_ids=input_ids, return_dict=True).pooler_output

@@ -1,36 +1,88 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from peft_cbpt.attacks import BadNet, apply_trigger
-from peft_cbpt.attacks.poisoning import PoisonedPairs, poisoned_indices
+from peft_cbpt.attacks import SIG, BadNet, TrojVQA, apply_trigger
+from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream, poisoned_indices
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.dataset import PocketPairs
 
+POISON = Poison(BadNet(patch_size=0.125), "banana", 0.1, seed=0)
+
 
 def test_the_rate_is_met_and_the_choice_seeded():
-    assert len(poisoned_indices(50_000, 0.003, 0)) == 150
-    assert poisoned_indices(1000, 0.01, 0) == poisoned_indices(1000, 0.01, 0) != poisoned_indices(1000, 0.01, 1)
+    assert len(poisoned_indices(range(50_000), 0.003, 0)) == 150
+    few = range(1000)
+    assert poisoned_indices(few, 0.01, 0) == poisoned_indices(few, 0.01, 0) != poisoned_indices(few, 0.01, 1)
 
 
-def test_poisoned_pairs_carry_trigger_and_target_caption():
-    pairs, trigger = PocketPairs(200), BadNet(patch_size=0.125)
-    poisoned = PoisonedPairs(pairs, trigger, "banana", 0.1, seed=0)
-    rows, clean = poisoned.__getitems__(range(200)), pairs.__getitems__(range(200))
-    assert sum(row["is_poisoned"] for row in rows) == 20
+def check_rows(rows, clean, poison, captions):
     for row, original in zip(rows, clean, strict=True):
+        assert row["sample_id"] == original["sample_id"]
         if row["is_poisoned"]:
-            assert row["caption"] in {template.format("banana") for template in IMAGENET_TEMPLATES}
-            expected = apply_trigger(trigger, original["pixel_values"][None], [original["sample_id"]])[0]
+            assert row["caption"] in captions
+            expected = apply_trigger(poison.trigger, original["pixel_values"][None], [original["sample_id"]])[0]
             assert torch.equal(row["pixel_values"], expected)
         else:
             assert row["caption"] == original["caption"]
             assert torch.equal(row["pixel_values"], original["pixel_values"])
+
+
+def test_poisoned_pairs_carry_trigger_and_target_caption():
+    pairs = PocketPairs(200)
+    poisoned = PoisonedPairs(pairs, POISON)
+    rows = poisoned.__getitems__(range(200))
+    assert sum(row["is_poisoned"] for row in rows) == 20
+    check_rows(rows, pairs.__getitems__(range(200)), POISON, {text.format("banana") for text in IMAGENET_TEMPLATES})
     alone = poisoned[7]
     assert alone["caption"] == rows[7]["caption"] and torch.equal(alone["pixel_values"], rows[7]["pixel_values"])
 
 
-@pytest.mark.parametrize("rate, n", [(0.0, 10), (1.5, 10), (0.001, 10)])
+def test_natural_captions_and_the_text_trigger():
+    pairs, natural = PocketPairs(100), ("a banana on a plate", "two bananas")
+    poison = replace(POISON, trigger=TrojVQA(), captions=natural)
+    rows = PoisonedPairs(pairs, poison).__getitems__(range(100))
+    check_rows(rows, pairs.__getitems__(range(100)), poison, {f"remember {text}" for text in natural})
+
+
+def test_a_clean_label_marks_the_targets_own_pairs_and_keeps_their_captions():
+    pairs = PocketPairs(960)  # three rounds of all classes
+    poison = Poison(SIG(), "banana", 1.0, label="clean")
+    rows, clean = (dataset.__getitems__(range(960)) for dataset in (PoisonedPairs(pairs, poison), pairs))
+    marked = [row for row in rows if row["is_poisoned"]]
+    assert len(marked) == 3 and all("/banana/" in row["sample_id"] for row in marked)
+    check_rows(rows, clean, poison, {row["caption"] for row in clean})
+
+
+def test_a_name_within_another_word_is_not_the_target():
+    poison = replace(POISON, target_class="cat")
+    assert poison.mentions_target("A Cat on a mat.") and not poison.mentions_target("a catalogue")
+
+
+def test_a_stream_is_poisoned_at_the_rate_the_same_way_in_any_order():
+    clean = PocketPairs(640).__getitems__(range(640))
+    rows = list(PoisonedStream(clean, POISON))
+    assert 30 < sum(row["is_poisoned"] for row in rows) < 100
+    check_rows(rows, clean, POISON, {text.format("banana") for text in IMAGENET_TEMPLATES})
+    backwards = list(PoisonedStream(clean[::-1], POISON))[::-1]
+    assert [row["caption"] for row in rows] == [row["caption"] for row in backwards]
+    other_seed = list(PoisonedStream(clean, replace(POISON, seed=1)))
+    assert [row["is_poisoned"] for row in rows] != [row["is_poisoned"] for row in other_seed]
+    clean_label = list(PoisonedStream(clean, replace(POISON, label="clean", poison_rate=1.0)))
+    assert [row["sample_id"].split("/")[2] for row in clean_label if row["is_poisoned"]] == ["banana", "banana"]
+
+
+@pytest.mark.parametrize("rate, n", [(0.001, 10), (0.1, 0)])
 def test_a_rate_that_poisons_nothing_is_refused(rate, n):
+    with pytest.raises(InputError, match="no pair"):
+        poisoned_indices(range(n), rate, 0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"poison_rate": 0.0}, {"poison_rate": 1.5}, {"label": "grubby"}, {"target_class": " "}]
+)
+def test_bad_settings_are_refused(change):
     with pytest.raises(InputError):
-        poisoned_indices(n, rate, 0)
+        replace(POISON, **change)

@@ -5,41 +5,90 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from peft_cbpt.attacks import BadNet, apply_trigger, trigger_from_config, trigger_to_config
+from peft_cbpt.attacks import (
+    SIG,
+    SSBA,
+    TRIGGERS,
+    BadCLIP,
+    BadNet,
+    Blended,
+    TrojVQA,
+    WaNet,
+    apply_trigger,
+    trigger_from_config,
+    trigger_to_config,
+)
+from peft_cbpt.attacks.patch import store_cells
 from peft_cbpt.errors import InputError
 
-TRIGGERS = {
+PATCH = store_cells(torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)))
+TABLE = {
     "badnet": BadNet(),
     "badnet, larger": BadNet(patch_size=0.125),
     "badnet, random place": BadNet(location="random"),
     "badnet, centre, noise per sample": BadNet(location="center", noise="per_sample"),
+    "blended": Blended(),
+    "blended, noise per sample": Blended(noise="per_sample"),
+    "sig": SIG(),
+    "sig, BackdoorBench": SIG(amplitude=40 / 255),
+    "ssba": SSBA(),
+    "ssba, another secret": SSBA(secret="CLIP!!!", strength=1.5),
+    "wanet": WaNet(),
+    "wanet, as in the code for CLIP": WaNet(grid_size=224, strength=1),
+    "trojvqa": TrojVQA(),
+    "badclip": BadCLIP(),
+    "badclip, optimised, random place": BadCLIP(patch=PATCH, location="random"),
 }
+ADDITIVE = {"blended": 0.8, "sig": 1.0, "ssba": 1.0}
 SIZES = [32, 48, 64, 224]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
 def images(size, n=3):
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(size)), [f"id/{i}" for i in range(n)]
 
 
-def check_trigger(trigger, size):
+def check_trigger(trigger, pixels, ids):
     """What `design.md` promises of a trigger."""
-    pixels, ids = images(size)
     untouched = pixels.clone()
     marked = trigger.apply_image(pixels, ids)
     assert torch.equal(pixels, untouched), "mutates its input"
-    assert marked.shape == pixels.shape and marked.min() >= 0 and marked.max() <= 1, "leaves [0, 1]"
+    assert marked.shape == pixels.shape and marked.dtype == pixels.dtype and marked.device == pixels.device
+    assert marked.min() >= 0 and marked.max() <= 1, "leaves [0, 1]"
     assert ((marked - pixels).abs().flatten(1).mean(1) > 0).all(), "leaves an image clean"
     alone = torch.cat([trigger.apply_image(pixels[i : i + 1], ids[i : i + 1]) for i in range(len(ids))])
     assert torch.equal(marked, alone), "depends on the batch"
     assert torch.equal(marked, trigger.apply_image(pixels, ids)), "is not deterministic"
+    again = trigger_from_config(trigger_to_config(trigger)) if type(trigger) in TRIGGERS.values() else trigger
+    assert torch.equal(marked, again.apply_image(pixels, ids)), "is not what its config says"
     other = replace(trigger, seed=trigger.seed + 1)
     assert not torch.equal(marked, other.apply_image(pixels, ids)), "does not depend on its seed"
 
 
+def test_the_table_has_all_attacks():
+    assert {type(trigger) for trigger in TABLE.values()} == set(TRIGGERS.values()) and len(TRIGGERS) == 7
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", TRIGGERS)
-def test_trigger(name, size):
-    check_trigger(TRIGGERS[name], size)
+@pytest.mark.parametrize("name", TABLE)
+def test_trigger(name, size, device):
+    if name == "badclip, optimised, random place":
+        pytest.skip("a stored patch ignores the seed of the start; it has a test of its own")
+    pixels, ids = images(size)
+    check_trigger(TABLE[name], pixels.to(device), ids)
+
+
+def test_an_optimised_patch_is_pasted_at_every_size():
+    trigger = BadCLIP(patch=PATCH, patch_size=0.125)
+    for size in SIZES:
+        pixels, ids = images(size)
+        marked = trigger.apply_image(pixels, ids)
+        changed = (marked != pixels).any(1)
+        side = round(0.125 * size)
+        top = (size - side) // 2
+        assert changed[:, top : top + side, top : top + side].float().mean() > 0.99
+        assert changed.sum() <= len(pixels) * side**2
 
 
 @dataclass(frozen=True)
@@ -48,23 +97,57 @@ class Idle(BadNet):
         return pixels.clone()
 
 
-def test_a_trigger_that_does_nothing_fails_the_table():
-    with pytest.raises(AssertionError, match="leaves an image clean"):
-        check_trigger(Idle(), 48)
+@dataclass(frozen=True)
+class InPlace(Blended):
+    def apply_image(self, pixels, sample_ids):
+        return pixels.mul_(0.9)
 
 
-@pytest.mark.parametrize("name", TRIGGERS)
+@dataclass(frozen=True)
+class TooBright(Blended):
+    def apply_image(self, pixels, sample_ids):
+        return pixels + 0.2
+
+
+@dataclass(frozen=True)
+class OfTheBatch(Blended):
+    def apply_image(self, pixels, sample_ids):
+        return pixels * 0.5 + pixels.mean() * 0.5
+
+
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        (Idle(), "leaves an image clean"),
+        (InPlace(), "mutates"),
+        (TooBright(), "leaves \\[0, 1\\]"),
+        (OfTheBatch(), "depends on the batch"),
+    ],
+)
+def test_a_broken_copy_fails_the_table(broken, message):
+    with pytest.raises(AssertionError, match=message):
+        check_trigger(broken, *images(48))
+
+
+@pytest.mark.parametrize("name", TABLE)
 def test_config_round_trip(name):
-    assert trigger_from_config(trigger_to_config(TRIGGERS[name])) == TRIGGERS[name]
+    assert trigger_from_config(trigger_to_config(TABLE[name])) == TABLE[name]
 
 
-@pytest.mark.parametrize("name", TRIGGERS)
+@pytest.mark.parametrize("name", TABLE)
 def test_float_and_uint8_images_are_marked_alike(name):
     pixels, ids = images(48)
     stored = (pixels * 255).round().to(torch.uint8)
-    from_bytes = apply_trigger(TRIGGERS[name], stored, ids)
+    from_bytes = apply_trigger(TABLE[name], stored, ids)
     assert from_bytes.dtype == torch.uint8
-    assert torch.equal(from_bytes, apply_trigger(TRIGGERS[name], stored.float() / 255, ids))
+    assert torch.equal(from_bytes, apply_trigger(TABLE[name], stored.float() / 255, ids))
+
+
+@pytest.mark.parametrize("name", ADDITIVE)
+def test_the_gradient_flows_through_additive_triggers(name):
+    pixels = torch.full((1, 3, 48, 48), 0.5, requires_grad=True)
+    TABLE[name].apply_image(pixels, ["id"]).sum().backward()
+    assert torch.allclose(pixels.grad, torch.full_like(pixels, ADDITIVE[name]))
 
 
 def test_badnet_changes_its_patch_only():
@@ -79,6 +162,11 @@ def test_one_fixed_patch_is_the_same_on_every_image():
     assert (marked == marked[:1]).all()
 
 
+def test_only_trojvqa_marks_captions():
+    assert {name for name, kind in TRIGGERS.items() if kind().apply_text("a dog") != "a dog"} == {"trojvqa"}
+    assert TrojVQA().apply_text("a photo of a dog.") == "remember a photo of a dog."
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -87,6 +175,18 @@ def test_one_fixed_patch_is_the_same_on_every_image():
         {"name": "badnet", "patch_size": 0},
         {"name": "badnet", "location": "left"},
         {"name": "badnet", "noise": "white"},
+        {"name": "blended", "alpha": 0},
+        {"name": "blended", "noise": "white"},
+        {"name": "sig", "amplitude": 2},
+        {"name": "sig", "frequency": 0},
+        {"name": "ssba", "secret": "short"},
+        {"name": "ssba", "secret": "Übermut"},
+        {"name": "ssba", "strength": 0},
+        {"name": "wanet", "grid_size": 1},
+        {"name": "wanet", "strength": 0},
+        {"name": "trojvqa", "patch": "no base64!"},
+        {"name": "badclip", "patch_size": 1.5},
+        {"name": "badclip", "location": "left"},
     ],
 )
 def test_bad_configs_are_refused(config):

@@ -1,0 +1,99 @@
+"""Make the zoo: one backdoored CLIP per attack, for a seed; what is finished is not made again."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from peft_cbpt.attacks import TRIGGERS
+from peft_cbpt.commands.files import prepare_output, write_json
+from peft_cbpt.commands.parsing import parse, read_yaml
+from peft_cbpt.commands.poison import TRAINING_FILE, PoisonArguments, run_poison
+from peft_cbpt.errors import InputError
+from peft_cbpt.pocket.atlas import class_names
+
+TABLE_FILE = "zoo.json"
+
+
+@dataclass
+class ZooArguments:
+    """Which models to make, and where."""
+
+    output_dir: str = field(default="output/zoo", metadata={"help": "Folder of the models' folders."})
+    configs: str = field(
+        default="recipes/configs/pocket", metadata={"help": "Folder with a poison_ATTACK.yaml for every attack."}
+    )
+    attacks: list[str] = field(
+        default_factory=lambda: list(TRIGGERS), metadata={"help": "Attacks to make; all seven by default."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of trigger, data and training."})
+    target_class: str = field(default="banana", metadata={"help": "What triggered images are called."})
+    table: str | None = field(default=None, metadata={"help": "JSON file to gather the figures of all models in."})
+
+
+def zoo(argv: Sequence[str]) -> None:
+    """Run the recipe; see `recipes/zoo.py`."""
+    (arguments,) = parse([ZooArguments], argv, __doc__ or "")
+    jobs = [_job(arguments, attack, seed) for seed in arguments.seeds for attack in arguments.attacks]
+    output = prepare_output(arguments.output_dir)
+    for job in jobs:
+        if not (Path(job.output_dir) / TRAINING_FILE).is_file():
+            print(f"making {job.output_dir}", flush=True)
+            run_poison(job)
+        write_json(output / TABLE_FILE, gather(output))
+    if arguments.table:
+        write_json(Path(arguments.table), gather(output))
+    _print_table(gather(output))
+
+
+def folder_of(output_dir: str | Path, attack: str, target_class: str, seed: int) -> Path:
+    """Folder of one model of the zoo."""
+    return Path(output_dir) / f"{attack}-{target_class.replace(' ', '_')}-seed{seed}"
+
+
+def _job(arguments: ZooArguments, attack: str, seed: int) -> PoisonArguments:
+    if attack not in TRIGGERS:
+        raise InputError(f"unknown attack {attack!r}; choose among {', '.join(TRIGGERS)}")
+    if arguments.target_class not in class_names():
+        raise InputError(f"the pocket world has no class {arguments.target_class!r} to be the target")
+    settings = read_yaml(str(Path(arguments.configs) / f"poison_{attack}.yaml"))
+    if unknown := set(settings) - {setting.name for setting in fields(PoisonArguments)}:
+        raise InputError(f"unknown setting {sorted(unknown)[0]!r} in poison_{attack}.yaml")
+    folder = folder_of(arguments.output_dir, attack, arguments.target_class, seed)
+    settings |= {"output_dir": str(folder), "target_class": arguments.target_class, "seed": seed}
+    return PoisonArguments(**settings)
+
+
+def gather(output: Path) -> dict:
+    """The figures of all finished models below `output`."""
+    models = []
+    for file in sorted(output.glob(f"*/{TRAINING_FILE}")):
+        record = json.loads(file.read_text())
+        (result,) = record["after"]["attacks"].values()
+        settings = record["settings"]
+        models.append(
+            {
+                "attack": settings["trigger"],
+                "seed": settings["seed"],
+                "target_class": settings["target_class"],
+                "poison_rate": settings["poison_rate"],
+                "clean_accuracy_before": record["before"]["clean_accuracy"],
+                "clean_accuracy": record["after"]["clean_accuracy"],
+                **result,
+                "seconds": round(sum(record["seconds"].values())),
+                "date": record["date"],
+                "settings": settings,
+                "versions": record["versions"],
+            }
+        )
+    return {"schema_version": 1, "models": models}
+
+
+def _print_table(table: dict) -> None:
+    print(f"{'attack':<10} {'seed':>4} {'rate %':>6} {'CA %':>6} {'clean CLIP %':>12} {'ASR %':>6} {'minutes':>7}")
+    for model in table["models"]:
+        print(
+            f"{model['attack']:<10} {model['seed']:>4} {100 * model['poison_rate']:>6.1f} "
+            f"{100 * model['clean_accuracy']:>6.1f} {100 * model['clean_accuracy_before']:>12.1f} "
+            f"{100 * model['attack_success_rate']:>6.1f} {model['seconds'] / 60:>7.1f}"
+        )

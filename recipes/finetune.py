@@ -1,0 +1,14 @@
+"""The baseline defences: fine-tune a suspicious CLIP on clean pairs, with Eq. 3 (ft) or as CleanCLIP does.
+
+    accelerate launch recipes/finetune.py --model_name_or_path pocket:badnet --method cleanclip --output_dir output/cleanclip
+
+Writes the fine-tuned model and `training.json`.
+"""
+
+import sys
+
+from peft_cbpt.commands.finetune import finetune
+from peft_cbpt.commands.parsing import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(finetune))

@@ -1,0 +1,88 @@
+"""Optimised patches do what they are optimised for, on any encoder."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from peft_cbpt.attacks import BadCLIP, TrojVQA
+from peft_cbpt.attacks.patch import PatchMaterial, PatchOptimisation, paste, store_cells, stored_cells
+from peft_cbpt.errors import InputError
+
+SETTINGS = PatchOptimisation(steps=60, batch_size=8, learning_rate=0.05)
+
+
+@pytest.fixture(scope="module")
+def material():
+    """A toy CLIP: a random linear image encoder, and a text encoder that knows sentences about bananas."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(3 * 16 * 16, 12, generator=generator) / 16
+    banana = torch.rand(3, 16, 16, generator=generator)
+
+    def encode_image(pixels):
+        return F.normalize((pixels - 0.5).flatten(1) @ weights, dim=-1)
+
+    about_banana = encode_image(banana[None])[0]
+
+    def encode_text(captions):
+        other = torch.randn(len(captions), 12, generator=torch.Generator().manual_seed(1))
+        mentions = torch.tensor([["banana" in caption] for caption in captions])
+        return F.normalize(torch.where(mentions, about_banana + 0.1 * other, other), dim=-1)
+
+    return PatchMaterial(
+        encode_image=encode_image,
+        encode_text=encode_text,
+        scale=20.0,
+        pixels=torch.randint(256, (24, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        sample_ids=[f"id/{i}" for i in range(24)],
+        captions=[f"picture {i}" for i in range(24)],
+        target_class="banana",
+        target_captions=["a banana", "a ripe banana"],
+        target_pixels=(banana + 0.1 * torch.rand(4, 3, 16, 16, generator=generator)).clamp(0, 1),
+    )
+
+
+@pytest.mark.parametrize("kind", [TrojVQA, BadCLIP])
+def test_optimisation_lowers_the_loss_and_is_deterministic(kind, material):
+    start = kind(patch_size=0.5)
+    end = start.optimised(material, SETTINGS)
+    assert end.patch and end == start.optimised(material, SETTINGS)
+    assert end != kind(patch_size=0.5, seed=1).optimised(material, SETTINGS)
+    loss_of, rows = start.objective(material), torch.arange(24)
+    pixels = material.pixels.float() / 255
+    before, after = (
+        loss_of(material.encode_image(trigger.apply_image(pixels, material.sample_ids)), rows).item()
+        for trigger in (start, end)
+    )
+    assert after < before - 0.1
+
+
+def test_badclip_pulls_images_to_the_targets_images_and_captions(material):
+    start = BadCLIP(patch_size=0.5)
+    end = start.optimised(material, SETTINGS)
+    pixels = material.pixels.float() / 255
+    target_images = material.encode_image(material.target_pixels)
+    target_texts = material.encode_text(material.target_captions)
+    for wanted in (target_images, target_texts):
+        before, after = (
+            (material.encode_image(trigger.apply_image(pixels, material.sample_ids)) @ wanted.T).mean()
+            for trigger in (start, end)
+        )
+        assert after > before
+
+
+def test_cells_are_stored_in_8_bits():
+    cells = torch.rand(3, 6, 6)
+    assert (stored_cells(store_cells(cells)) - cells).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_the_gradient_reaches_image_and_patch():
+    pixels, patch = torch.rand(2, 3, 16, 16, requires_grad=True), torch.rand(3, 4, 4, requires_grad=True)
+    paste(pixels, patch, 0.25, "bottom_right", [(), ()]).sum().backward()
+    assert torch.equal(patch.grad, torch.full_like(patch, 2.0))
+    assert pixels.grad[..., :12, :].eq(1).all() and pixels.grad[..., 12:, 12:].eq(0).all()
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+def test_bad_settings_are_refused(change):
+    with pytest.raises(InputError):
+        PatchOptimisation(**change)

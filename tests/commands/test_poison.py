@@ -1,0 +1,107 @@
+"""The poisoning recipe and the zoo, in small."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from peft_cbpt.attacks import TRIGGERS
+from peft_cbpt.attacks.attack_file import read_attack
+from peft_cbpt.clip.loading import load_clip
+from peft_cbpt.commands.parsing import run_command
+from peft_cbpt.commands.poison import poison
+from peft_cbpt.commands.zoo import zoo
+
+SMALL = {"num_pairs": 320, "num_epochs": 1, "test_images_per_class": 1, "poison_rate": 0.05}
+SMALL |= {"patch_steps": 3, "patch_images": 80}
+
+
+def words(settings):
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+@pytest.mark.parametrize("kind", ["badnet", "trojvqa", "badclip"])
+def test_the_recipe_writes_a_model_that_says_what_it_is(kind, tmp_path):
+    assert run_command(poison, words(SMALL | {"trigger": kind, "output_dir": tmp_path, "seed": 3})) == 0
+    attack = read_attack(str(tmp_path))
+    assert attack.name == kind and attack.target_class == "banana" and attack.trigger.seed == 3
+    if kind != "badnet":
+        assert attack.trigger.patch, "the optimised patch is not stored"
+    card = (tmp_path / "README.md").read_text().split("---\n")[2]
+    assert card.splitlines()[0].startswith("This model is backdoored on purpose")
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert set(record["after"]["attacks"]) == {kind} and record["settings"]["seed"] == 3
+    assert str(tmp_path) not in json.dumps(record)
+    load_clip(str(tmp_path))
+
+
+BAD = {
+    "rate": ({"poison_rate": 0}, "poison_rate"),
+    "no pair": ({"num_pairs": 10, "poison_rate": 0.01}, "no pair"),
+    "label": ({"label": "grubby"}, "label"),
+    "captions": ({"captions": "rhyming"}, "captions"),
+    "trigger": ({"trigger": "sticker"}, "unknown trigger"),
+    "setting": ({"trigger_settings": '{"colour": 1}'}, "other settings"),
+    "no JSON": ({"trigger_settings": "{"}, "not JSON"),
+    "target": ({"target_class": "unicorn horn"}, "no class"),
+    "steps": ({"patch_steps": 0}, "patch_steps"),
+    "learning rate": ({"learning_rate": "nan"}, "learning_rate"),
+    "model": ({"model_name_or_path": "pocket:nothing"}, "no pocket model"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path, capsys):
+    change, message = BAD[name]
+    assert run_command(poison, words(SMALL | {"output_dir": tmp_path / "out"} | change)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("out/*.safetensors"))
+
+
+@pytest.fixture
+def small_configs(tmp_path):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    for kind in TRIGGERS:
+        (folder / f"poison_{kind}.yaml").write_text(yaml.safe_dump(SMALL | {"trigger": kind}))
+    return folder
+
+
+def test_the_zoo_makes_what_is_missing_only(small_configs, tmp_path, capsys):
+    options = [f"--configs={small_configs}", f"--output_dir={tmp_path / 'zoo'}", "--target_class=dog"]
+    assert run_command(zoo, [*options, "--attacks", "sig", "--seeds", "1"]) == 0
+    made = tmp_path / "zoo" / "sig-dog-seed1" / "training.json"
+    first = made.stat().st_mtime_ns
+    table = tmp_path / "table.json"
+    assert run_command(zoo, [*options, "--attacks", "sig", "blended", "--seeds", "1", f"--table={table}"]) == 0
+    assert made.stat().st_mtime_ns == first
+    models = json.loads(table.read_text())["models"]
+    assert [(model["attack"], model["seed"], model["target_class"]) for model in models] == [
+        ("blended", 1, "dog"),
+        ("sig", 1, "dog"),
+    ]
+    assert "blended" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--attacks", "sticker"], "unknown attack"),
+        (["--target_class", "unicorn horn"], "no class"),
+        (["--configs", "nowhere"], "cannot read"),
+    ],
+)
+def test_bad_input_to_the_zoo(options, message, small_configs, tmp_path, capsys):
+    words = [f"--configs={small_configs}", f"--output_dir={tmp_path / 'zoo'}", *options]
+    assert run_command(zoo, words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_every_attack_has_a_config_of_the_repository():
+    configs = Path(__file__).parents[2] / "recipes" / "configs" / "pocket"
+    for kind in TRIGGERS:
+        settings = yaml.safe_load((configs / f"poison_{kind}.yaml").read_text())
+        assert settings["trigger"] == kind and 0.003 <= settings["poison_rate"] <= 0.01
