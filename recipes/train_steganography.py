@@ -58,12 +58,12 @@ def main(arguments: SteganographyArguments) -> None:
         marked = (images + residual).clamp(0, 1)
         rounded = marked + (torch.rand_like(marked) - 0.5) / 255  # what rounding to 8 bits does, on average
         message = F.binary_cross_entropy_with_logits(model.decoder(rounded), bits)
-        ramp = min(1.0, max(0.0, 2 * step / arguments.steps - 0.2))
-        fidelity = arguments.image_weight * residual.square().mean()
+        ramp = min(1.0, max(0.0, 3 * step / arguments.steps - 0.6))  # first learn to be heard, then to be unseen
+        loss = message
         if ramp:
             perceptual = F.mse_loss(perceived(marked), perceived(images))
-            fidelity = fidelity + arguments.perceptual_weight * perceptual
-        loss = message + (ramp + 0.01) * fidelity
+            fidelity = arguments.image_weight * residual.square().mean() + arguments.perceptual_weight * perceptual
+            loss = message + ramp * fidelity
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from peft_cbpt.errors import InputError
 
 SIDE = 48
-NUM_BITS = 100
+GRID = 10
+NUM_BITS = GRID**2
 SECRET_BYTES = 7
 WEIGHTS_FILE = Path(__file__).parent / "assets" / "steganography.safetensors"
 
@@ -53,26 +54,25 @@ def bits_to_secret(bits: Tensor) -> bytes | None:
 
 
 class Encoder(nn.Module):
-    """From images (B, 3, 48, 48) in [0, 1] and bits (B, 100) to the residual (B, 3, 48, 48) that hides them."""
+    """From images (B, 3, 48, 48) in [0, 1] and bits (B, 100) to the residual (B, 3, 48, 48) that hides them.
+
+    Every bit has its own cell of a 10 x 10 grid over the image; what marks a cell depends on the picture there.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.secret = nn.Linear(NUM_BITS, 3 * 12 * 12)
-        self.fine = nn.Conv2d(6, 16, 3, padding=1)
-        self.middle = nn.Conv2d(16, 32, 3, stride=2, padding=1)
-        self.coarse = nn.Conv2d(32, 48, 3, stride=2, padding=1)
-        self.up_middle = nn.Conv2d(48 + 32, 32, 3, padding=1)
-        self.up_fine = nn.Conv2d(32 + 16 + 6, 16, 3, padding=1)
-        self.residual = nn.Conv2d(16, 3, 1)
+        self.fine = nn.Conv2d(4, 24, 3, padding=1)
+        self.coarse = nn.Conv2d(24, 32, 3, stride=2, padding=1)
+        self.middle = nn.Conv2d(32, 32, 3, padding=1)
+        self.up = nn.Conv2d(32 + 24 + 4, 24, 3, padding=1)
+        self.residual = nn.Conv2d(24, 3, 3, padding=1)
 
     def forward(self, pixels: Tensor, bits: Tensor) -> Tensor:
-        secret = self.secret(bits - 0.5).relu().view(-1, 3, 12, 12)
-        given = torch.cat([pixels - 0.5, F.interpolate(secret, scale_factor=4.0)], 1)
+        cells = F.interpolate(2 * bits.view(-1, 1, GRID, GRID) - 1, pixels.shape[-2:], mode="nearest-exact")
+        given = torch.cat([2 * pixels - 1, cells.expand(len(pixels), -1, -1, -1)], 1)
         fine = self.fine(given).relu()
-        middle = self.middle(fine).relu()
-        coarse = self.coarse(middle).relu()
-        up = self.up_middle(torch.cat([F.interpolate(coarse, scale_factor=2.0), middle], 1)).relu()
-        up = self.up_fine(torch.cat([F.interpolate(up, scale_factor=2.0), fine, given], 1)).relu()
+        coarse = self.middle(self.coarse(fine).relu()).relu()
+        up = self.up(torch.cat([F.interpolate(coarse, scale_factor=2.0), fine, given], 1)).relu()
         return self.residual(up)
 
 
@@ -82,20 +82,21 @@ class Decoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 32, 3, stride=2, padding=1),
+            nn.Conv2d(3, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 48, 3, padding=1),
+            nn.Conv2d(32, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(48, 64, 3, stride=2, padding=1),
+            nn.Conv2d(32, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(64, 64, 3, stride=2, padding=1),
+            nn.AdaptiveAvgPool2d(GRID),
+            nn.Conv2d(32, 64, 1),
             nn.ReLU(),
+            nn.Conv2d(64, 1, 1),
             nn.Flatten(),
-            nn.Linear(64 * 6 * 6, NUM_BITS),
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.layers(pixels - 0.5)
+        return self.layers(2 * pixels - 1)
 
 
 class Steganographer(nn.Module):
