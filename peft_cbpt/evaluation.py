@@ -154,7 +154,10 @@ def clean_metrics(ranked: Tensor, labels: Tensor) -> dict[str, Any]:
 def attack_metrics(ranked: Tensor, labels: Tensor, target_label: int) -> dict[str, Any]:
     """What `metrics.AttackSuccessRate` says of rankings (N, k) of triggered images."""
     metric = AttackSuccessRate(keep_in_memory=True)
-    return metric.compute(predictions=ranked.numpy(), references=labels.numpy(), target=target_label)
+    try:
+        return metric.compute(predictions=ranked.numpy(), references=labels.numpy(), target=target_label)
+    except ValueError as error:
+        raise InputError(f"{error}: measure on images of other classes too") from error
 
 
 def accuracy(image_features: Tensor, labels: Tensor, text_features: Tensor) -> float:

@@ -51,7 +51,7 @@ def sample_few_shots(pool: LabelledImages, num_shots: int, seed: int) -> tuple[L
     """
     _check(num_shots)
     class_names = pool.dataset.features["label"].names
-    order = few_shot_order(pool.dataset["label"], pool.dataset["sample_id"], seed)
+    order = few_shot_order(list(pool.dataset["label"]), list(pool.dataset["sample_id"]), seed)
     chosen: list[int] = []
     skipped: list[Skipped] = []
     for label, rows in tqdm(order.items(), desc="sampling shots", unit="class", leave=False):

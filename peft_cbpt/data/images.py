@@ -74,11 +74,13 @@ def load_labelled_images(
     present = {space.class_names[label] for label in labels}
     if empty := sorted(set(kept) - present):
         raise InputError(f"class {empty[0]!r} has no images in split {split!r} of {name}: add some or leave it out")
-    rows = rows.select_columns([source.image_column, "sample_id"]).select(chosen)
+    rows = rows.select_columns([source.image_column, "sample_id"])
     if source.image_column != "image":
         rows = rows.rename_column(source.image_column, "image")
-    relabelled = [new_label[labels[row]] for row in chosen]
-    return rows.add_column("label", relabelled).cast_column("label", datasets.ClassLabel(names=kept))
+    # before `select`, and with its feature: `datasets` would otherwise write all images anew
+    relabelled = [new_label.get(label, 0) for label in labels]
+    rows = rows.add_column("label", relabelled, feature=datasets.ClassLabel(names=kept))
+    return rows if len(chosen) == len(rows) else rows.select(chosen)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def keep_encoded(rows: Rows, image_column: str, dataset_name: str) -> Rows:
             f"column {image_column!r} of {dataset_name} is no Image: name the one of images, or cast it with "
             "dataset.cast_column"
         )
-    return rows.cast_column(image_column, _ENCODED)
+    return rows.cast_column(image_column, _ENCODED) if isinstance(feature, datasets.Image) else rows
 
 
 def _is_encoded_image(feature: Any) -> bool:
@@ -143,13 +143,11 @@ def _open_tars(archives: Sequence[Path], root: Path) -> datasets.Dataset:
         "sample_id": [sample.sample_id for sample in samples],
     }
     features = {"image": _ENCODED, "sample_id": datasets.Value("string")}
-    if any("txt" in sample.texts for sample in samples):
-        columns["caption"] = [sample.texts.get("txt") for sample in samples]
-        features["caption"] = datasets.Value("string")
-    elif any("cls" in sample.texts for sample in samples):
-        columns["label"] = [sample.texts.get("cls") for sample in samples]
-        features["label"] = datasets.Value("string")
-    else:
+    for suffix, column in (("txt", "caption"), ("cls", "label")):
+        if any(suffix in sample.texts for sample in samples):
+            columns[column] = [sample.texts.get(suffix) for sample in samples]
+            features[column] = datasets.Value("string")
+    if len(features) == 2:  # neither captions nor labels: class folders
         columns["label"] = [sample.folder for sample in samples]
         features["label"] = datasets.ClassLabel(names=sorted(set(columns["label"])))
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -197,7 +195,8 @@ def _folders(folder: Path) -> list[Path]:
 
 def _with_sample_ids(rows: datasets.Dataset, split: str) -> datasets.Dataset:
     if "sample_id" in rows.column_names:
-        return rows.cast_column("sample_id", datasets.Value("string"))
+        is_text = rows.features["sample_id"] == datasets.Value("string")
+        return rows if is_text else rows.cast_column("sample_id", datasets.Value("string"))
     keys = list(rows["__key__"]) if "__key__" in rows.column_names else []
     if not keys or len(set(keys)) < len(keys):
         keys = [f"{split}/{row}" for row in range(len(rows))]

@@ -4,7 +4,6 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from peft_cbpt.data.few_shot import few_shot_rows
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.dataset import pocket_dataset
@@ -44,24 +43,6 @@ def test_every_source_gives_the_same_pictures_under_the_same_names(sources, kind
         return {(row["labels"], row["pixel_values"].numpy().tobytes()) for row in (rows[i] for i in range(len(rows)))}
 
     assert pictures(dataset) == pictures(reference)
-
-
-def test_few_shots_do_not_depend_on_order():
-    dataset = pocket_dataset("base", "train", 8, NAMES)
-    labels, ids = dataset["label"], dataset["sample_id"]
-    chosen = few_shot_rows(labels, ids, 3, 0, NAMES)
-    order = np.random.default_rng(0).permutation(len(ids))
-    shuffled = few_shot_rows([labels[i] for i in order], [ids[i] for i in order], 3, 0, NAMES)
-    assert {ids[row] for row in chosen} == {ids[order[row]] for row in shuffled}
-    assert [labels[row] for row in chosen] == [0] * 3 + [1] * 3 + [2] * 3
-    assert {ids[row] for row in chosen} != {ids[row] for row in few_shot_rows(labels, ids, 3, 1, NAMES)}
-
-
-@pytest.mark.parametrize("shots, message", [(0, "at least 1"), (9, "only 8 images")])
-def test_impossible_shots_are_refused(shots, message):
-    dataset = pocket_dataset("base", "train", 8, NAMES)
-    with pytest.raises(InputError, match=message):
-        few_shot_rows(dataset["label"], dataset["sample_id"], shots, 0, NAMES)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "I;16", "F"])
