@@ -4,19 +4,25 @@ Everything works on features: the image encoder is frozen, so an image is encode
 (sets of class text features) are compared on it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import tqdm
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from peft_cbpt.attacks import Trigger, apply_trigger
 from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
+from peft_cbpt.data.skipping import OrSkipped, Skipped, collate_readable
+from peft_cbpt.errors import InputError
+from peft_cbpt.metrics import AttackSuccessRate, CleanAccuracy
+
+TOP_K = 5
 
 
 @torch.no_grad()
@@ -69,11 +75,43 @@ class EncodedImages:
         labels: int64 (N,).
         clean: Unit-norm features (N, D).
         triggered: Features (N, D) of the same images with each trigger.
+        skipped: The images that could not be read; they are in none of the above.
     """
 
     labels: Tensor
     clean: Tensor
     triggered: dict[str, Tensor]
+    skipped: Sequence[Skipped] = ()
+
+
+@torch.no_grad()
+def encode_versions(
+    encode_image: EncodeImage,
+    images: Dataset | IterableDataset,
+    triggers: Mapping[str, Trigger],
+    device: torch.device,
+    batch_size: int = 256,
+    num_workers: int = 0,
+) -> Iterator[tuple[dict[str, Any] | None, dict[str, Tensor], list[Skipped]]]:
+    """Go through images once, in batches: clean and with each trigger (marked, rounded to 8 bits).
+
+    Arguments are those of `encode_images`; `images` may also be a stream whose rows are `Skipped` where an image
+    cannot be read, as `data.streams.LabelledStream`.
+
+    Yields:
+        Rows of `pixel_values`, `labels` and `sample_id` or None, features (B, D) by trigger with "" for the clean
+        images, and what was skipped.
+    """
+    rows = images if isinstance(images, IterableDataset) else OrSkipped(images)
+    batches = DataLoader(rows, batch_size=batch_size, collate_fn=collate_readable, num_workers=num_workers)
+    for batch, skipped in tqdm(batches, desc="encoding test images", unit="batch", leave=False):
+        if batch is None:
+            yield None, {}, skipped
+            continue
+        pixels, ids = batch["pixel_values"], batch["sample_id"]
+        versions = {"": pixels} | {name: apply_trigger(one, pixels, ids) for name, one in triggers.items()}
+        features = {name: encode_image(version.to(device).float() / 255).cpu() for name, version in versions.items()}
+        yield batch, features, skipped
 
 
 @torch.no_grad()
@@ -92,23 +130,59 @@ def encode_images(
         triggers: The triggers by name.
         device: Where the encoder is.
         batch_size: Images encoded at once.
+
+    Images that cannot be read are left out and listed.
+
+    Raises:
+        InputError: if no image of a class can be read.
     """
     labels: list[Tensor] = []
     features: dict[str, list[Tensor]] = {name: [] for name in ("", *triggers)}
-    batches = DataLoader(images, batch_size=batch_size)
-    for batch in tqdm(batches, desc="encoding test images", unit="batch", leave=False):
-        pixels = batch["pixel_values"]
-        labels.append(batch["labels"])
-        versions = {name: apply_trigger(trigger, pixels, batch["sample_id"]) for name, trigger in triggers.items()}
-        for name, version in {"": pixels, **versions}.items():
-            features[name].append(encode_image(version.to(device).float() / 255).cpu())
+    skipped: list[Skipped] = []
+    for batch, versions, unread in encode_versions(encode_image, images, triggers, device, batch_size):
+        skipped += unread
+        if batch is not None:
+            labels.append(batch["labels"])
+            for name, version in versions.items():
+                features[name].append(version)
+    check_classes_read(torch.cat(labels).tolist() if labels else [], skipped)
     encoded = {name: torch.cat(parts) for name, parts in features.items()}
-    return EncodedImages(torch.cat(labels), encoded.pop(""), encoded)
+    return EncodedImages(torch.cat(labels), encoded.pop(""), encoded, skipped)
+
+
+def check_classes_read(labels: Sequence[int], skipped: Sequence[Skipped]) -> None:
+    """See that of every class that has images one could be read.
+
+    Raises:
+        InputError: if not.
+    """
+    read = set(labels)
+    if lost := [one for one in skipped if one.label not in read]:
+        raise InputError(f"no image of a class can be read: replace or remove {lost[0].sample_id} ({lost[0].reason})")
+
+
+def ranked_classes(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """The `TOP_K` classes (N, k) whose text features (n, D) are nearest to images (N, D), best first; Eq. 4."""
+    return (image_features @ text_features.T).topk(min(TOP_K, len(text_features)), dim=1).indices
+
+
+def clean_metrics(ranked: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What `metrics.CleanAccuracy` says of rankings (N, k)."""
+    return CleanAccuracy(keep_in_memory=True).compute(predictions=ranked.numpy(), references=labels.numpy())
+
+
+def attack_metrics(ranked: Tensor, labels: Tensor, target_label: int) -> dict[str, Any]:
+    """What `metrics.AttackSuccessRate` says of rankings (N, k) of triggered images."""
+    metric = AttackSuccessRate(keep_in_memory=True)
+    try:
+        return metric.compute(predictions=ranked.numpy(), references=labels.numpy(), target=target_label)
+    except ValueError as error:
+        raise InputError(f"{error}: measure on images of other classes too") from error
 
 
 def accuracy(image_features: Tensor, labels: Tensor, text_features: Tensor) -> float:
     """Share of images (N, D) whose nearest text feature (n, D) is the one of their label (N,); Eq. 4."""
-    return ((image_features @ text_features.T).argmax(1) == labels).float().mean().item()
+    return clean_metrics(ranked_classes(image_features, text_features), labels)["accuracy"]
 
 
 @dataclass(frozen=True)
@@ -137,10 +211,5 @@ def attack_result(
         text_features: Unit-norm class features (n, D).
         target_label: Index of the attacker's target class.
     """
-    predicted = (triggered_features @ text_features.T).argmax(1)
-    others = labels != target_label
-    return AttackResult(
-        attack_success_rate=(predicted[others] == target_label).float().mean().item(),
-        attack_success_rate_published=(predicted == target_label).float().mean().item(),
-        robust_accuracy=(predicted[others] == labels[others]).float().mean().item(),
-    )
+    measured = attack_metrics(ranked_classes(triggered_features, text_features), labels, target_label)
+    return AttackResult(**{field.name: measured[field.name] for field in fields(AttackResult)})

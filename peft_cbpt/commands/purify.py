@@ -26,7 +26,9 @@ from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch, measure, peak_memory_bytes, print_table, settings_of
-from peft_cbpt.data.images import LabelledImages, few_shot_rows, load_labelled_images
+from peft_cbpt.data.few_shot import sample_few_shots
+from peft_cbpt.data.images import LabelledImages, load_labelled_images
+from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import encode_images
 from peft_cbpt.pocket.model import resolve_model
@@ -49,6 +51,7 @@ class PurifyArguments:
     test_split: str = field(default="test", metadata={"help": "Split that is measured on."})
     image_column: str = field(default="image", metadata={"help": "Column of images."})
     label_column: str = field(default="label", metadata={"help": "Column of labels."})
+    class_names_file: str | None = field(default=None, metadata={"help": "Names of classes whose labels are numbers."})
     class_names: list[str] | None = field(default=None, metadata={"help": "Classes to keep, in label order."})
     num_classes: int | None = field(default=None, metadata={"help": "Keep the first so many classes."})
     num_shots: int = field(default=16, metadata={"help": "Clean images per class."})
@@ -71,7 +74,7 @@ def purify(argv: Sequence[str]) -> None:
 
     with stopwatch("load"):
         clip = load_clip(resolve_model(arguments.model_name_or_path))
-        train_images, test_images, class_names = _load_images(arguments, training.seed, clip)
+        train_images, test_images, class_names, skipped_shots = _load_images(arguments, training.seed, clip)
         attacks = read_attacks(arguments.attacks, class_names)
         model = _attach(arguments, class_names, clip)
         trainer = _make_trainer(model, training, train_images, clip)
@@ -82,6 +85,7 @@ def purify(argv: Sequence[str]) -> None:
         encoder = image_encoder(clip.model, clip.normalize)
         model.to(training.device).eval()
         encoded = encode_images(encoder, test_images, triggers, training.device, training.inversion_batch_size)
+        test_images = test_images.without(encoded.skipped)
         before_features = _class_features(model, clip, adapter=False)
         before = measure(encoded, before_features, attacks, class_names)
     with stopwatch("purify"):
@@ -103,6 +107,10 @@ def purify(argv: Sequence[str]) -> None:
             "attacks": {name: attack.as_dict() for name, attack in attacks.items()},
             "shots": [train_images[row]["sample_id"] for row in range(len(train_images))],
             "n_test_images": len(encoded.labels),
+            "skipped": {
+                "shots": [one.as_dict() for one in skipped_shots],
+                "test": [one.as_dict() for one in encoded.skipped],
+            },
             "before": before,
             "after": after,
             "epochs": [entry for entry in trainer.state.log_history if "loss_bn" in entry],
@@ -121,9 +129,14 @@ def purify(argv: Sequence[str]) -> None:
 
 def _load_images(
     arguments: PurifyArguments, seed: int, clip: LoadedCLIP
-) -> tuple[LabelledImages, LabelledImages, list[str]]:
-    """Few-shot training images, test images, and their class names; checked against each other."""
-    load = partial(load_labelled_images, image_column=arguments.image_column, label_column=arguments.label_column)
+) -> tuple[LabelledImages, LabelledImages, list[str], list[Skipped]]:
+    """Few-shot training images, test images, their class names, checked against each other; shots passed over."""
+    load = partial(
+        load_labelled_images,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        class_names_file=arguments.class_names_file,
+    )
     if arguments.num_shots < 1:
         raise InputError(f"num_shots must be at least 1, it is {arguments.num_shots}")
     pool = load(
@@ -140,15 +153,14 @@ def _load_images(
         class_names,
         images_per_class=arguments.test_images_per_class,
     )
-    chosen = few_shot_rows(pool["label"], pool["sample_id"], arguments.num_shots, seed, class_names)
-    shots = pool.select(chosen)
+    shots, skipped = sample_few_shots(LabelledImages(pool, clip.image_processor), arguments.num_shots, seed)
     same_source = arguments.test_dataset_name in (None, arguments.dataset_name)
-    if same_source and set(shots["sample_id"]) & set(test["sample_id"]):
+    if same_source and set(shots.dataset["sample_id"]) & set(test["sample_id"]):
         raise InputError(
             f"split {arguments.test_split!r} of {arguments.dataset_name} holds the training shots themselves: put the "
             "images into train/ and test/ folders, or name another test_split or test_dataset_name"
         )
-    return LabelledImages(shots, clip.image_processor), LabelledImages(test, clip.image_processor), class_names
+    return shots, LabelledImages(test, clip.image_processor), class_names, skipped
 
 
 def _attach(arguments: PurifyArguments, class_names: list[str], clip: LoadedCLIP) -> PeftModel:

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,4 +88,16 @@ def print_table(results: Mapping[str, Any], output: Path) -> None:
     print(f"\n{'%':<{width}}   before    after")
     for label, before, after in rows:
         print(f"{label:<{width}}  {100 * before:7.2f}  {100 * after:7.2f}")
+    for what, skipped in results["skipped"].items():
+        print_skipped(what, skipped)
     print(f"\nadapter, {RESULTS_FILE} and picture: {output}")
+
+
+def print_skipped(what: str, skipped: Sequence[Mapping[str, str]], at_most: int = 5) -> None:
+    """Say how many images could not be read, and name the first of them."""
+    if skipped:
+        print(f"\nskipped {len(skipped)} images that cannot be read ({what}):")
+        for one in skipped[:at_most]:
+            print(f"  {one['sample_id']}: {one['reason']}")
+        if len(skipped) > at_most:
+            print(f"  ... all of them are in {RESULTS_FILE}")

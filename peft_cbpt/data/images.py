@@ -1,19 +1,26 @@
-"""Labelled images from wherever they are: the pocket world, a folder, Arrow on disk, or the Hub."""
+"""Labelled images from wherever they are: the pocket world, the ImageNet family, any folder, file or Hub dataset."""
 
-import hashlib
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import CLIPImageProcessorPil
 
+from peft_cbpt.data.decoding import UnreadableImage, model_pixels, read_image
+from peft_cbpt.data.imagenet import HubCopy, find_variant
+from peft_cbpt.data.labels import (
+    LabelSpace,
+    kept_classes,
+    label_reader,
+    named_space,
+    read_class_names,
+    read_label,
+    space_of_feature,
+)
+from peft_cbpt.data.skipping import Skipped
+from peft_cbpt.data.sources import Rows, find_column, keep_encoded, open_hub_copy, open_source
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.atlas import class_names as pocket_class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
@@ -27,17 +34,20 @@ def load_labelled_images(
     image_column: str = "image",
     label_column: str = "label",
     images_per_class: int = 20,
+    class_names_file: str | None = None,
 ) -> datasets.Dataset:
     """Load a labelled image dataset.
 
     Args:
-        name: `pocket:DOMAIN`, a folder (of class folders, or saved by `Dataset.save_to_disk`), or a Hub id.
+        name: `pocket:DOMAIN`; a member of the ImageNet family (`imagenet-v2`, `imagenet-v2:PATH`, or a Hub id); or
+            anything that `sources.open_source` takes.
         split: Name of the split.
         class_names: The classes to keep, in label order; all of the dataset's by default.
         num_classes: Keep only the first so many classes.
-        image_column: Column of images.
-        label_column: Column of labels, a `ClassLabel`.
+        image_column: Column of images; `image` also means a webdataset's `jpg`, `png` or `webp`.
+        label_column: Column of labels; `label` also means a webdataset's `cls`.
         images_per_class: How many images of a class the pocket world draws.
+        class_names_file: Names of the classes, when labels are numbers or codes; see `labels.read_class_names`.
 
     Returns:
         Rows of `image`, `label` (index into the classes kept) and `sample_id`.
@@ -46,176 +56,105 @@ def load_labelled_images(
         InputError: if there is no such dataset, split, column or class, or a class without images.
     """
     if name.startswith("pocket:"):
-        kept = _kept_names(pocket_class_names(), class_names, num_classes, name)
+        kept = kept_classes(pocket_class_names(), class_names, num_classes, name)
         return pocket_dataset(name.removeprefix("pocket:"), split, images_per_class, kept)
-    dataset = _load(name, split)
-    for column in (image_column, label_column):
-        if column not in dataset.column_names:
-            raise InputError(f"{name} has no column {column!r} but {', '.join(dataset.column_names)}")
-    if not isinstance(dataset.features[image_column], datasets.Image):
-        raise InputError(f"column {image_column!r} of {name} is no Image: cast it with dataset.cast_column")
-    feature = dataset.features[label_column]
-    if not isinstance(feature, datasets.ClassLabel):
-        raise InputError(f"column {label_column!r} of {name} is no ClassLabel: cast it with dataset.cast_column")
-    kept = _kept_names(feature.names, class_names, num_classes, name)
-    labels = list(dataset[label_column])
-    if None in labels:
-        raise InputError(f"row {labels.index(None)} of {name} has no label: label it or remove it")
-    new_label = {feature.str2int(kept_name): label for label, kept_name in enumerate(kept)}
-    rows = [row for row, label in enumerate(labels) if label in new_label]
-    if empty := sorted(set(kept) - {feature.names[label] for label in labels}):
+    source = open_labelled(name, split, image_column, label_column, class_names_file)
+    rows: Any = source.rows
+    feature, written = rows.features[source.label_column], list(rows[source.label_column])
+    space = source.space or _own_space(feature, written, name, source.label_column)
+    kept = kept_classes(space.class_names, class_names, num_classes, name)
+    numbers, first_row = (
+        label_reader(feature, space, name),
+        {label: row for row, label in reversed([*enumerate(written)])},
+    )
+    index_of = {label: read_label(label, numbers, space, str(row), name) for label, row in first_row.items()}
+    labels = [index_of[label] for label in written]
+    new_label = {list(space.class_names).index(kept_name): label for label, kept_name in enumerate(kept)}
+    chosen = [row for row, label in enumerate(labels) if label in new_label]
+    present = {space.class_names[label] for label in labels}
+    if empty := sorted(set(kept) - present):
         raise InputError(f"class {empty[0]!r} has no images in split {split!r} of {name}: add some or leave it out")
-    if "sample_id" not in dataset.column_names:
-        dataset = dataset.add_column("sample_id", [f"{split}/{row}" for row in range(len(dataset))])
-    dataset = dataset.cast_column("sample_id", datasets.Value("string"))
-    dataset = dataset.select(rows)
-    relabelled = [new_label[labels[row]] for row in rows]
-    dataset = dataset.select_columns([image_column, "sample_id"]).rename_columns(
-        {image_column: "image"} if image_column != "image" else {}
-    )
-    return dataset.add_column("label", relabelled).cast_column("label", datasets.ClassLabel(names=list(kept)))
+    rows = rows.select_columns([source.image_column, "sample_id"])
+    if source.image_column != "image":
+        rows = rows.rename_column(source.image_column, "image")
+    # before `select`, and with its feature: `datasets` would otherwise write all images anew
+    relabelled = [new_label.get(label, 0) for label in labels]
+    rows = rows.add_column("label", relabelled, feature=datasets.ClassLabel(names=kept))
+    return rows if len(chosen) == len(rows) else rows.select(chosen)
 
 
-def _kept_names(
-    known: Sequence[str], wanted: Sequence[str] | None, num_classes: int | None, dataset_name: str
-) -> list[str]:
-    kept = list(wanted or known)
-    if twice := [name for name in kept if kept.count(name) > 1]:
-        raise InputError(f"class {twice[0]!r} is named twice in class_names: name every class once")
-    if unknown := [name for name in kept if name not in known]:
-        raise InputError(f"class {unknown[0]!r} is not among the {len(known)} classes of {dataset_name}")
-    if num_classes is not None:
-        if not 2 <= num_classes <= len(kept):
-            raise InputError(f"num_classes must be between 2 and the {len(kept)} classes of {dataset_name}")
-        kept = kept[:num_classes]
-    return kept
+@dataclass(frozen=True)
+class LabelledSource:
+    """One split of a labelled dataset as it is: images encoded, labels as written."""
+
+    rows: Rows
+    space: LabelSpace | None
+    """The classes, if they are known without a look at the labels."""
+    image_column: str
+    label_column: str
 
 
-def _load(name: str, split: str) -> datasets.Dataset:
-    folder = Path(name).expanduser()
-    try:
-        if not folder.exists():
-            return datasets.load_dataset(name, split=split)
-        if (folder / "dataset_dict.json").exists():
-            return datasets.load_from_disk(str(folder))[split]
-        if (folder / "state.json").exists():
-            return datasets.load_from_disk(str(folder))
-        return _load_folder(folder, split)
-    except InputError:
-        raise
-    except KeyError as error:
-        raise InputError(f"{name} has no split {split!r}") from error
-    except Exception as error:  # `datasets` raises many kinds for the same mistakes
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"cannot load split {split!r} of the dataset {name!r}: give a folder of class folders, a saved Dataset "
-            f"or a Hub id that can be reached ({line})"
-        ) from error
+def open_labelled(
+    name: str, split: str, image_column: str, label_column: str, class_names_file: str | None, streaming: bool = False
+) -> LabelledSource:
+    """Open any dataset but the pocket world's; arguments as of `load_labelled_images` and `sources.open_source`."""
+    space = read_class_names(class_names_file) if class_names_file else None
+    if found := find_variant(name):
+        variant, place = found
+        space = space or variant.label_space
+        if isinstance(place, HubCopy):
+            rows = open_hub_copy(place, split, streaming)
+            image_column, label_column = place.image_column, place.label_column
+        else:
+            rows = open_source(place, split, streaming)
+    else:
+        rows = open_source(name, split, streaming)
+    columns = rows.column_names or list(next(iter(rows)))
+    image_column, label_column = (find_column(columns, wanted, name) for wanted in (image_column, label_column))
+    return LabelledSource(keep_encoded(rows, image_column, name), space, image_column, label_column)
 
 
-def _load_folder(folder: Path, split: str) -> datasets.Dataset:
-    """A folder of class folders, or of `split` folders of class folders; sample ids are paths below `folder`."""
-    root = folder / split if (folder / split).is_dir() else folder
-    class_folders = _folders(root)
-    if not class_folders:
-        raise InputError(f"{root} holds no class folders: put the images of each class into a folder of its name")
-    images: list[tuple[Path, str]] = []
-    for class_folder in class_folders:
-        files = [path for path in sorted(class_folder.iterdir()) if path.suffix.lower() in _image_suffixes()]
-        if not files and _folders(class_folder) and root == folder:
-            raise InputError(f"{folder} has no split {split!r} but {', '.join(path.name for path in class_folders)}")
-        if not files:
-            raise InputError(f"the class folder {class_folder} is empty: add images or remove it")
-        images += [(path, class_folder.name) for path in files]
-    names = [class_folder.name for class_folder in class_folders]
-    return datasets.Dataset.from_dict(
-        {
-            "image": [str(path) for path, _ in images],
-            "label": [name for _, name in images],
-            "sample_id": [path.relative_to(folder).as_posix() for path, _ in images],
-        },
-        features=datasets.Features(
-            image=datasets.Image(), label=datasets.ClassLabel(names=names), sample_id=datasets.Value("string")
-        ),
-    )
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-
-
-@cache
-def _image_suffixes() -> frozenset[str]:
-    return frozenset(Image.registered_extensions())
-
-
-def few_shot_rows(
-    labels: Sequence[int], sample_ids: Sequence[str], num_shots: int, seed: int, class_names: Sequence[str]
-) -> list[int]:
-    """The rows of a seeded choice of `num_shots` images of every class.
-
-    The choice hashes seed and sample id, so it does not depend on the order of the dataset or the machine.
-
-    Raises:
-        InputError: if `num_shots` is below 1 or a class has fewer images.
-    """
-    if num_shots < 1:
-        raise InputError(f"num_shots must be at least 1, it is {num_shots}")
-    rows_of: dict[int, list[int]] = {}
-    for row, label in enumerate(labels):
-        rows_of.setdefault(label, []).append(row)
-    chosen: list[int] = []
-    for label, rows in sorted(rows_of.items()):
-        if len(rows) < num_shots:
-            raise InputError(
-                f"num_shots is {num_shots}, but class {class_names[label]!r} has only {len(rows)} images: "
-                "lower num_shots or add images"
-            )
-        rows.sort(key=lambda row: hashlib.blake2b(f"{seed}/{sample_ids[row]}".encode()).digest())
-        chosen += rows[:num_shots]
-    return chosen
-
-
-def to_rgb(image: Image.Image, sample_id: str) -> Image.Image:
-    """The image as 8-bit RGB; 16-bit grey is scaled from 65535, float grey in [0, 1] from 1.
-
-    Raises:
-        InputError: for pixels that are not finite numbers.
-    """
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(grey).all():
-            raise InputError(
-                f"image {sample_id} has pixels that are not finite (NaN or infinite): replace or remove it"
-            )
-        if image.mode.startswith("I"):
-            grey = grey / 257
-        elif grey.max() <= 1:
-            grey = grey * 255
-        image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
-    return image.convert("RGB")
+def _own_space(feature: Any, labels: Sequence[Any], dataset_name: str, label_column: str) -> LabelSpace:
+    """The classes as a dataset names them: a `ClassLabel`, or words, which are sorted."""
+    words = all(isinstance(label, str) and not label.isdecimal() for label in labels)
+    if words and not isinstance(feature, datasets.ClassLabel):
+        return named_space(sorted(set(labels)))
+    return space_of_feature(feature, dataset_name, label_column)
 
 
 class LabelledImages(Dataset):
     """Rows of `load_labelled_images` as the trainer takes them.
 
     `pixel_values` is uint8 (3, H, W) at the model's resolution, not normalised; `labels` an int; `sample_id` a string.
+    A row whose image cannot be read raises `UnreadableImage`; `few_shot.sample_few_shots` and `evaluation` skip it.
     """
 
     def __init__(self, dataset: datasets.Dataset, image_processor: CLIPImageProcessorPil):
         self.dataset, self.image_processor = dataset, image_processor
+        if isinstance(dataset, datasets.Dataset):
+            self.dataset = keep_encoded(dataset, "image", "the dataset")
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            row = self.dataset[int(index)]
-        except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
-            raise InputError(f"image {index} cannot be read: replace or remove it ({error})") from error
-        if row["image"] is None:
-            raise InputError(f"sample {row['sample_id']} has no image: remove it")
-        image = to_rgb(row["image"], row["sample_id"])
-        array = self.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values[0]
-        pixels: Tensor = torch.from_numpy(np.asarray(array)).to(torch.uint8)
-        return {"pixel_values": pixels, "labels": row["label"], "sample_id": row["sample_id"]}
+        return labelled_row(self.dataset[int(index)], self.image_processor)
+
+    def select(self, rows: Sequence[int]) -> "LabelledImages":
+        """Some of the rows, in the order given."""
+        return LabelledImages(self.dataset.select(rows), self.image_processor)
+
+    def without(self, skipped: Sequence[Skipped]) -> "LabelledImages":
+        """The rows that were not skipped."""
+        left_out = {one.sample_id for one in skipped}
+        ids = self.dataset["sample_id"]
+        return self.select([row for row, sample_id in enumerate(ids) if sample_id not in left_out])
+
+
+def labelled_row(row: dict[str, Any], image_processor: CLIPImageProcessorPil) -> dict[str, Any]:
+    """A row of `image`, `label` and `sample_id` with its pixels; raises `UnreadableImage` with the label."""
+    try:
+        pixels = model_pixels(read_image(row["image"], row["sample_id"]), image_processor)
+    except UnreadableImage as error:
+        raise UnreadableImage(error.sample_id, error.reason, row["label"]) from error
+    return {"pixel_values": pixels, "labels": row["label"], "sample_id": row["sample_id"]}

@@ -4,7 +4,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from peft_cbpt.data.images import LabelledImages, few_shot_rows, load_labelled_images
+from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.dataset import pocket_dataset
 
@@ -45,24 +45,6 @@ def test_every_source_gives_the_same_pictures_under_the_same_names(sources, kind
     assert pictures(dataset) == pictures(reference)
 
 
-def test_few_shots_do_not_depend_on_order():
-    dataset = pocket_dataset("base", "train", 8, NAMES)
-    labels, ids = dataset["label"], dataset["sample_id"]
-    chosen = few_shot_rows(labels, ids, 3, 0, NAMES)
-    order = np.random.default_rng(0).permutation(len(ids))
-    shuffled = few_shot_rows([labels[i] for i in order], [ids[i] for i in order], 3, 0, NAMES)
-    assert {ids[row] for row in chosen} == {ids[order[row]] for row in shuffled}
-    assert [labels[row] for row in chosen] == [0] * 3 + [1] * 3 + [2] * 3
-    assert {ids[row] for row in chosen} != {ids[row] for row in few_shot_rows(labels, ids, 3, 1, NAMES)}
-
-
-@pytest.mark.parametrize("shots, message", [(0, "at least 1"), (9, "only 8 images")])
-def test_impossible_shots_are_refused(shots, message):
-    dataset = pocket_dataset("base", "train", 8, NAMES)
-    with pytest.raises(InputError, match=message):
-        few_shot_rows(dataset["label"], dataset["sample_id"], shots, 0, NAMES)
-
-
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "I;16", "F"])
 def test_every_kind_of_image_becomes_rgb_bytes(mode, poisoned_clip):
     ramp = np.tile(np.linspace(0, 1, 48), (48, 1))
@@ -80,7 +62,7 @@ def test_every_kind_of_image_becomes_rgb_bytes(mode, poisoned_clip):
 def test_pixels_that_are_no_numbers_are_refused(poisoned_clip):
     image = Image.fromarray(np.full((48, 48), np.nan, dtype=np.float32))
     rows = LabelledImages([{"image": image, "label": 0, "sample_id": "a"}], poisoned_clip.image_processor)
-    with pytest.raises(InputError, match="image a has pixels that are not finite"):
+    with pytest.raises(InputError, match="image a cannot be read.*not finite"):
         rows[0]
 
 

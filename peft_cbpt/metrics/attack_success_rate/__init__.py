@@ -1,0 +1,1 @@
+"""The metric `attack_success_rate`."""

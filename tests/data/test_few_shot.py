@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from peft_cbpt.data.few_shot import few_shot_order, few_shot_rows, sample_few_shots
+from peft_cbpt.data.images import LabelledImages, load_labelled_images
+from peft_cbpt.errors import InputError
+from peft_cbpt.pocket.dataset import pocket_dataset
+from tests.data.layouts import write_damaged_folders
+
+NAMES = ["dog", "banana", "pizza"]
+
+
+def test_few_shots_do_not_depend_on_order():
+    dataset = pocket_dataset("base", "train", 8, NAMES)
+    labels, ids = dataset["label"], dataset["sample_id"]
+    chosen = few_shot_rows(labels, ids, 3, 0, NAMES)
+    order = np.random.default_rng(0).permutation(len(ids))
+    shuffled = few_shot_rows([labels[i] for i in order], [ids[i] for i in order], 3, 0, NAMES)
+    assert {ids[row] for row in chosen} == {ids[order[row]] for row in shuffled}
+    assert [labels[row] for row in chosen] == [0] * 3 + [1] * 3 + [2] * 3
+    assert {ids[row] for row in chosen} != {ids[row] for row in few_shot_rows(labels, ids, 3, 1, NAMES)}
+
+
+def test_the_choice_is_the_same_on_every_machine():
+    """Written down once; a change of the rule would change everybody's shots."""
+    rows = few_shot_rows([0] * 6 + [1] * 6, [f"base/train/x/{i}" for i in range(12)], 2, 7, ["a", "b"])
+    assert rows == [0, 4, 9, 6]
+
+
+def test_readable_images_give_the_plain_choice(poisoned_clip):
+    dataset = pocket_dataset("base", "train", 8, NAMES)
+    pool = LabelledImages(dataset, poisoned_clip.image_processor)
+    shots, skipped = sample_few_shots(pool, 3, seed=0)
+    plain = few_shot_rows(dataset["label"], dataset["sample_id"], 3, 0, NAMES)
+    assert shots.dataset["sample_id"] == [dataset["sample_id"][row] for row in plain] and not skipped
+
+
+@pytest.mark.parametrize("shots, message", [(0, "at least 1"), (9, "only 8 images")])
+def test_impossible_shots_are_refused(shots, message, poisoned_clip):
+    dataset = pocket_dataset("base", "train", 8, NAMES)
+    with pytest.raises(InputError, match=message):
+        few_shot_rows(dataset["label"], dataset["sample_id"], shots, 0, NAMES)
+    with pytest.raises(InputError, match=message):
+        sample_few_shots(LabelledImages(dataset, poisoned_clip.image_processor), shots, 0)
+
+
+def test_the_next_image_of_the_class_takes_the_place_of_a_damaged_one(tmp_path, poisoned_clip):
+    damaged = write_damaged_folders(tmp_path, NAMES, "train")
+    dataset = load_labelled_images(str(tmp_path), "train", NAMES)
+    pool = LabelledImages(dataset, poisoned_clip.image_processor)
+    n_shots = 60  # of 66 or 67: all damaged images are met, or not, as the seed has it
+    shots, skipped = sample_few_shots(pool, n_shots, seed=0)
+    met = [
+        dataset["sample_id"][row]
+        for rows in few_shot_order(dataset["label"], dataset["sample_id"], 0).values()
+        for row in rows[: n_shots + 1]
+        if dataset["sample_id"][row] in damaged
+    ]
+    assert {one.sample_id for one in skipped} >= set(met[:1]) and all(one.reason for one in skipped)
+    assert not set(shots.dataset["sample_id"]) & set(damaged)
+    assert [shots.dataset["label"].count(label) for label in range(3)] == [n_shots] * 3
+    assert all(shots[row]["pixel_values"].shape == (3, 48, 48) for row in range(0, len(shots), 10))
+
+
+def test_too_few_readable_images_name_one_that_is_damaged(tmp_path, poisoned_clip):
+    write_damaged_folders(tmp_path, NAMES, "train")
+    pool = LabelledImages(load_labelled_images(str(tmp_path), "train", ["banana", "pizza"]), None)
+    pool.image_processor = poisoned_clip.image_processor
+    with pytest.raises(InputError, match="only 6. images.*train/banana/10.jpg cannot be read: replace or remove it"):
+        sample_few_shots(pool, 67, seed=0)
