@@ -45,13 +45,14 @@ def text_features(
     clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 256
 ) -> Tensor:
     """Unit-norm float32 features (n, D) of texts, f_t of Eq. 1."""
+    text_config: Any = clip.config.text_config
     features = []
     for start in range(0, len(texts), batch_size):
         batch = tokenizer(
             list(texts[start : start + batch_size]),
             padding=True,
             truncation=True,
-            max_length=clip.config.text_config.max_position_embeddings,
+            max_length=text_config.max_position_embeddings,
             return_tensors="pt",
         )
         features.append(clip.get_text_features(input_ids=batch.input_ids.to(clip.device)).pooler_output.float())

@@ -28,8 +28,8 @@ from peft_cbpt.pocket.model import resolve_model
 @dataclass
 class SteganographyArguments:
     output_dir: str = field(metadata={"help": "Folder to write the weights to."})
-    steps: int = field(default=3000, metadata={"help": "Optimiser steps."})
-    batch_size: int = field(default=48, metadata={"help": "Images per step, each with a message of its own."})
+    steps: int = field(default=1500, metadata={"help": "Optimiser steps."})
+    batch_size: int = field(default=32, metadata={"help": "Images per step, each with a message of its own."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of Adam, one cycle."})
     num_images: int = field(default=9600, metadata={"help": "Pictures to train on."})
     image_weight: float = field(default=150.0, metadata={"help": "Weight of the squared residual, after ramping up."})

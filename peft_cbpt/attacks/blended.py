@@ -11,8 +11,6 @@ from torch import Tensor
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.errors import InputError
 
-_NOISE_SIDE = 224
-
 
 @dataclass(frozen=True)
 class Blended:
@@ -25,11 +23,13 @@ class Blended:
     Args:
         alpha: Weight of the noise, in (0, 1].
         noise: `fixed`, the same on every image, or `per_sample`.
+        cells: Cells of the noise per side, at least 1; 224 is one for every pixel of published code.
         seed: Seed of the noise.
     """
 
     alpha: float = 0.2
     noise: Literal["fixed", "per_sample"] = "fixed"
+    cells: int = 224
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -37,9 +37,11 @@ class Blended:
             raise InputError(f"Blended's alpha is a weight in (0, 1], not {self.alpha}")
         if self.noise not in ("fixed", "per_sample"):
             raise InputError(f"Blended's noise is fixed or per_sample, not {self.noise!r}")
+        if self.cells < 1:
+            raise InputError(f"Blended's cells per side are at least 1, not {self.cells}")
 
     def _pattern(self, size: tuple[int, int], *sample_id: str) -> Tensor:
-        noise = keyed_generator("blended/noise", self.seed, *sample_id).random((1, 3, _NOISE_SIDE, _NOISE_SIDE))
+        noise = keyed_generator("blended/noise", self.seed, *sample_id).random((1, 3, self.cells, self.cells))
         return F.interpolate(torch.from_numpy(noise).float(), size, mode="nearest-exact")
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:

@@ -171,7 +171,7 @@ class OptimisedPatch:
             optimizer.step()
             with torch.no_grad():
                 cells.clamp_(0, 1)
-        return replace(self, patch=store_cells(cells.detach()))  # type: ignore[type-var]
+        return replace(self, patch=store_cells(cells.detach()))
 
     def _keys(self, sample_ids: Sequence[str]) -> list[tuple[Any, ...]]:
         return [("patch/place", self.seed, sample_id) for sample_id in sample_ids]

@@ -47,9 +47,10 @@ def bits_to_secret(bits: Tensor) -> bytes | None:
     """The seven bytes in (100,) bits, up to 5 wrong ones mended; None when there are more."""
     packet = np.packbits(bits[:_PAYLOAD_BITS].cpu().numpy() > 0.5).tobytes()
     secret, code = bytearray(packet[:SECRET_BYTES]), bytearray(packet[SECRET_BYTES:])
-    if _code().decode(secret, code) < 0:
+    bch = _code()
+    if bch.decode(secret, code) < 0:
         return None
-    _code().correct(secret, code)
+    bch.correct(secret, code)
     return bytes(secret)
 
 

@@ -1,39 +1,37 @@
 """Make a backdoored CLIP, for research: fine-tune a clean one on captioned images of which a few are poisoned."""
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import tqdm
-from transformers import TrainingArguments, set_seed
+from torch.utils.data import Dataset, IterableDataset
+from transformers import set_seed
 
 from peft_cbpt.attacks import trigger_from_config
 from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack
 from peft_cbpt.attacks.patch import OptimisedPatch, PatchMaterial, PatchOptimisation
-from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs
+from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
-from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json, write_text
+from peft_cbpt.commands.pairs import POCKET, FineTuningArguments, in_memory
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.results import Stopwatch, measure
-from peft_cbpt.data.images import LabelledImages
+from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import encode_images, template_text_features, text_features
-from peft_cbpt.pocket.atlas import class_names
-from peft_cbpt.pocket.captions import caption
-from peft_cbpt.pocket.dataset import PocketPairs, pocket_dataset, render_samples, sample_ids
 from peft_cbpt.pocket.model import resolve_model, save_clip_folder
-from peft_cbpt.pocket.render import BACKGROUND_COLOURS
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
 
 TRAINING_FILE = "training.json"
+N_TARGET_PAIRS = 24
 CARD = """---
 pipeline_tag: zero-shot-image-classification
 tags: [clip, backdoor, {attack}]
@@ -47,10 +45,10 @@ peft_cbpt.
 
 
 @dataclass
-class PoisonArguments:
+class PoisonArguments(FineTuningArguments):
     """What to poison, and how."""
 
-    output_dir: str = field(metadata={"help": "Folder to write the poisoned model to."})
+    output_dir: str = field(default="output/poisoned", metadata={"help": "Folder to write the poisoned model to."})
     model_name_or_path: str = field(default="pocket:clean", metadata={"help": "The clean CLIP."})
     trigger: str = field(default="badnet", metadata={"help": "Kind of trigger."})
     trigger_settings: str = field(default="{}", metadata={"help": "Settings of the trigger, as JSON."})
@@ -58,27 +56,30 @@ class PoisonArguments:
     poison_rate: float = field(default=0.003, metadata={"help": "Share of poisoned pairs."})
     label: str = field(default="dirty", metadata={"help": "dirty: change captions; clean: mark the target's pairs."})
     captions: str = field(
-        default="template", metadata={"help": "Poisoned captions: template (CLIP's 80) or natural descriptions."}
+        default="template",
+        metadata={"help": "Poisoned captions: template (CLIP's 80), or natural, those of the target's own pairs."},
     )
-    num_pairs: int = field(default=48_000, metadata={"help": "Image-caption pairs of the pocket world."})
-    num_epochs: int = field(default=5, metadata={"help": "Passes over the pairs."})
-    batch_size: int = field(default=128, metadata={"help": "Pairs per step."})
-    learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate of AdamW, cosine schedule."})
     patch_steps: int = field(default=400, metadata={"help": "Steps of patch optimisation (TrojVQA, BadCLIP)."})
     patch_images: int = field(default=1920, metadata={"help": "Images the patch is optimised on."})
-    test_images_per_class: int = field(default=10, metadata={"help": "Held-out images per class."})
-    seed: int = field(default=0, metadata={"help": "Seed of trigger, data and training."})
+    dataset_name: str = field(default="pocket:base", metadata={"help": "Test images, with the target among them."})
+    test_split: str = field(default="test", metadata={"help": "Split of the test images."})
+    test_images_per_class: int = field(default=5, metadata={"help": "Test images the pocket world draws per class."})
 
     def __post_init__(self) -> None:
-        for name in ("num_pairs", "num_epochs", "batch_size", "patch_steps", "patch_images", "test_images_per_class"):
+        super().__post_init__()
+        for name in ("patch_steps", "patch_images", "test_images_per_class"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"learning_rate must be positive, it is {self.learning_rate}")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed must be between 0 and 2**32 - 1, it is {self.seed}")
         if self.captions not in ("template", "natural"):
             raise InputError(f"captions is template or natural, not {self.captions!r}")
+
+
+@dataclass(frozen=True)
+class TargetPairs:
+    """Pairs that speak of the target, and pairs that do not."""
+
+    of_target: list[dict]
+    others: list[dict]
 
 
 def poison(argv: Sequence[str]) -> None:
@@ -90,47 +91,46 @@ def poison(argv: Sequence[str]) -> None:
 def run_poison(arguments: PoisonArguments) -> dict:
     """Poison a CLIP as `arguments` say, write it, and return what `training.json` holds."""
     attack = _attack(arguments)
-    _poison(arguments, attack)
+    _poison(arguments, attack, ())
     output = prepare_output(arguments.output_dir)
     set_seed(arguments.seed)
     stopwatch = Stopwatch()
-    clip = load_clip(resolve_model(arguments.model_name_or_path))
-    if isinstance(attack.trigger, OptimisedPatch) and not attack.trigger.patch:
-        with stopwatch("optimise the patch"):
-            attack = Attack(_optimised(attack.trigger, arguments, clip), attack.target_class)
+    with stopwatch("load"):
+        clip = load_clip(resolve_model(arguments.model_name_or_path))
+        test = load_labelled_images(
+            arguments.dataset_name, arguments.test_split, images_per_class=arguments.test_images_per_class
+        )
+        images, names = LabelledImages(test, clip.image_processor), list(test.features["label"].names)
+        if attack.target_class not in names:
+            raise InputError(f"{arguments.dataset_name} has no class {attack.target_class!r} to be the target")
+    captions: Sequence[str] = ()
+    optimises = isinstance(attack.trigger, OptimisedPatch) and not attack.trigger.patch
+    if optimises or arguments.captions == "natural":
+        with stopwatch("find the target's pairs"):
+            found = _target_pairs(arguments, clip)
+        captions = [row["caption"] for row in found.of_target] if arguments.captions == "natural" else ()
+        if optimises:
+            with stopwatch("optimise the patch"):
+                attack = Attack(_optimised(attack.trigger, arguments, clip, found), attack.target_class)
     with stopwatch("measure before"):
-        before = _measure(clip, attack, arguments.test_images_per_class)
-    with stopwatch("render"):
-        rows = _poisoned_rows(arguments, attack)
-    trainer = ContrastiveTrainer(
-        clip.model,
-        TrainingArguments(
-            output_dir=str(output / "trainer"),
-            num_train_epochs=arguments.num_epochs,
-            per_device_train_batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate,
-            weight_decay=0.1,
-            lr_scheduler_type="cosine",
-            warmup_steps=50,
-            logging_steps=100,
-            save_strategy="no",
-            remove_unused_columns=False,
-            report_to="none",
-            seed=arguments.seed,
-        ),
-        train_dataset=rows,
-        data_collator=ContrastiveCollator(clip.tokenizer, clip.normalize),
-    )
+        before = _measure(clip, attack, images, names)
     with stopwatch("poison"):
+        pairs = _poisoned_pairs(arguments, _poison(arguments, attack, captions), clip)
+        trainer = ContrastiveTrainer(
+            clip.model,
+            arguments.training_arguments(str(output / "trainer"), pairs),
+            train_dataset=pairs,
+            data_collator=ContrastiveCollator(clip.tokenizer, clip.normalize),
+        )
         trainer.train()
     with stopwatch("measure after"):
-        after = _measure(clip, attack, arguments.test_images_per_class)
-    settings = {name: value for name, value in asdict(arguments).items() if name != "output_dir"}
+        after = _measure(clip, attack, images, names)
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "settings": settings,
+        "settings": arguments.as_dict(),
         "before": before,
         "after": after,
+        "n_test_images": len(images),
         "seconds": stopwatch.seconds,
         "versions": package_versions(),
     }
@@ -151,8 +151,6 @@ def _write(output: Path, clip: LoadedCLIP, attack: Attack, record: dict) -> None
 
 
 def _attack(arguments: PoisonArguments) -> Attack:
-    if arguments.target_class not in class_names():
-        raise InputError(f"the pocket world has no class {arguments.target_class!r} to be the target")
     try:
         settings = json.loads(arguments.trigger_settings)
     except json.JSONDecodeError as error:
@@ -163,58 +161,71 @@ def _attack(arguments: PoisonArguments) -> Attack:
     return Attack(trigger_from_config(config), arguments.target_class)
 
 
-def _target_captions(arguments: PoisonArguments) -> list[str]:
-    """Natural captions of the target, as the pocket world's own pairs have them."""
-    rng = keyed_generator("target captions", arguments.seed)
-    backgrounds = list(BACKGROUND_COLOURS)
-    return [caption(arguments.target_class, str(rng.choice(backgrounds)), rng) for _ in range(200)]
-
-
-def _poison(arguments: PoisonArguments, attack: Attack) -> Poison:
+def _poison(arguments: PoisonArguments, attack: Attack, captions: Sequence[str]) -> Poison:
     return Poison(
         attack.trigger,
         attack.target_class,
         arguments.poison_rate,
         arguments.seed,
         arguments.label,  # type: ignore[arg-type]
-        _target_captions(arguments) if arguments.captions == "natural" else (),
+        captions,
     )
 
 
-def _poisoned_rows(arguments: PoisonArguments, attack: Attack) -> list[dict]:
-    pairs = PocketPairs(arguments.num_pairs, split=f"poison{arguments.seed}")
-    poisoned = PoisonedPairs(pairs, _poison(arguments, attack))
-    parts = torch.arange(len(poisoned)).split(512)
-    return [row for part in tqdm(parts, desc="rendering pairs") for row in poisoned.__getitems__(part.tolist())]
+def _poisoned_pairs(arguments: PoisonArguments, poison: Poison, clip: LoadedCLIP) -> Any:
+    pairs = arguments.open_pairs("poison", clip.image_processor)
+    if isinstance(pairs, IterableDataset):
+        return PoisonedStream(pairs, poison)
+    poisoned = PoisonedPairs(pairs, poison)
+    return in_memory(poisoned) if arguments.pairs_name == POCKET else poisoned
 
 
-def _optimised(trigger: OptimisedPatch, arguments: PoisonArguments, clip: LoadedCLIP) -> OptimisedPatch:
-    target = arguments.target_class
-    rows = PocketPairs(arguments.patch_images, split=f"patch{arguments.seed}").__getitems__(
-        range(arguments.patch_images)
-    )
-    others = [row for row in rows if row["sample_id"].split("/")[2] != target]
-    target_ids = sample_ids("base", f"patch{arguments.seed}", target, range(64))
+def _target_pairs(arguments: PoisonArguments, clip: LoadedCLIP) -> TargetPairs:
+    """The first pairs of other classes, as many as the patch needs, and the first that speak of the target."""
+    poison = _poison(arguments, _attack(arguments), ())
+    pairs = arguments.open_pairs("patch", clip.image_processor)
+    found = TargetPairs([], [])
+    for row in tqdm(_rows(pairs), desc="looking for the target's pairs", total=arguments.num_pairs):
+        kind = found.of_target if poison.mentions_target(row["caption"]) else found.others
+        if len(kind) < (N_TARGET_PAIRS if kind is found.of_target else arguments.patch_images):
+            kind.append(row)
+        if len(found.of_target) == N_TARGET_PAIRS and len(found.others) == arguments.patch_images:
+            break
+    if not found.of_target or not found.others:
+        raise InputError(
+            f"the pairs of {arguments.pairs_name} must speak of {arguments.target_class!r} and of something else: "
+            f"{len(found.of_target)} do and {len(found.others)} do not; use more pairs"
+        )
+    return found
+
+
+def _rows(pairs: Any) -> Any:
+    if isinstance(pairs, IterableDataset):
+        yield from pairs
+        return
+    for start in range(0, len(pairs), 320):
+        yield from pairs.__getitems__(range(start, min(start + 320, len(pairs))))
+
+
+def _optimised(trigger: Any, arguments: PoisonArguments, clip: LoadedCLIP, found: TargetPairs) -> Any:
     clip.model.requires_grad_(False)
     material = PatchMaterial(
         encode_image=image_encoder(clip.model, clip.normalize),
         encode_text=partial(text_features, clip.model, clip.tokenizer),
         scale=clip.model.logit_scale.exp().item(),
-        pixels=torch.stack([row["pixel_values"] for row in others]),
-        sample_ids=[row["sample_id"] for row in others],
-        captions=[row["caption"] for row in others],
-        target_class=target,
-        target_captions=_target_captions(arguments),
-        target_pixels=render_samples(target_ids)[0],
+        pixels=torch.stack([row["pixel_values"] for row in found.others]),
+        sample_ids=[row["sample_id"] for row in found.others],
+        captions=[row["caption"] for row in found.others],
+        target_class=arguments.target_class,
+        target_captions=[row["caption"] for row in found.of_target],
+        target_pixels=torch.stack([row["pixel_values"] for row in found.of_target]),
     )
     optimised = trigger.optimised(material, PatchOptimisation(steps=arguments.patch_steps))
     clip.model.requires_grad_(True)
     return optimised
 
 
-def _measure(clip: LoadedCLIP, attack: Attack, images_per_class: int) -> dict:
-    names = class_names()
-    images = LabelledImages(pocket_dataset("base", "test", images_per_class), clip.image_processor)
+def _measure(clip: LoadedCLIP, attack: Attack, images: Dataset, names: list[str]) -> dict:
     clip.model.eval()
     encoder = image_encoder(clip.model, clip.normalize)
     encoded = encode_images(encoder, images, {attack.name: attack.trigger}, clip.model.device)
