@@ -24,7 +24,15 @@ from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
-from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch, measure, peak_memory_bytes, print_table, settings_of
+from peft_cbpt.commands.results import (
+    RESULTS_FILE,
+    SCHEMA_VERSION,
+    Stopwatch,
+    measure,
+    peak_memory_bytes,
+    print_table,
+    settings_of,
+)
 from peft_cbpt.data.images import LabelledImages, few_shot_rows, load_labelled_images
 from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import encode_images
@@ -70,7 +78,7 @@ def purify(argv: Sequence[str]) -> None:
 
     with stopwatch("load"):
         clip = load_clip(resolve_model(arguments.model_name_or_path))
-        train_images, test_images, class_names = _load_images(arguments, training.seed, clip)
+        train_images, test_images, class_names = load_images(arguments, training.seed, clip)
         attacks = read_attacks(arguments.attacks, class_names)
         model = _attach(arguments, class_names, clip)
         trainer = _make_trainer(model, training, train_images, clip)
@@ -81,12 +89,12 @@ def purify(argv: Sequence[str]) -> None:
         encoder = image_encoder(clip.model, clip.normalize)
         model.to(training.device).eval()
         encoded = encode_images(encoder, test_images, triggers, training.device, training.inversion_batch_size)
-        before_features = _class_features(model, adapter=False)
+        before_features = class_features(model, adapter=False)
         before = measure(encoded, before_features, attacks, class_names)
     with stopwatch("purify"):
         _train(trainer, checkpoint, output)
     with stopwatch("measure after"):
-        after_features = _class_features(model, adapter=True)
+        after_features = class_features(model, adapter=True)
         after = measure(encoded, after_features, attacks, class_names)
 
     if PartialState().is_main_process:
@@ -94,7 +102,7 @@ def purify(argv: Sequence[str]) -> None:
             (output / stale).unlink(missing_ok=True)
         _save_adapter(model, output)
         results = {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": arguments.model_name_or_path,
             "base_fingerprint": {"before": fingerprint_before, "after": weights_fingerprint(clip.model)},
@@ -118,7 +126,7 @@ def purify(argv: Sequence[str]) -> None:
         print_table(results, output)
 
 
-def _load_images(
+def load_images(
     arguments: PurifyArguments, seed: int, clip: LoadedCLIP
 ) -> tuple[LabelledImages, LabelledImages, list[str]]:
     """Few-shot training images, test images, and their class names; checked against each other."""
@@ -197,7 +205,7 @@ def _train(trainer: CBPTTrainer, checkpoint: str | None, output: Path) -> None:
 
 
 @torch.no_grad()
-def _class_features(model: PeftModel, adapter: bool) -> Tensor:
+def class_features(model: PeftModel, adapter: bool) -> Tensor:
     """Text features (n_classes, D) of the learned prompts, or of the template prompts without the adapter."""
     model.eval()
     if adapter:
