@@ -48,7 +48,7 @@ def _draw(axes: Axes, epochs: Sequence[Mapping[str, Any]], curves: Sequence[tupl
     if warmup:
         axes.axvspan(0.5, warmup + 0.5, color="#eeeeee", zorder=0, label="prompt warm-up")
     axes.set_xlim(0.5, len(epochs) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
     plain_spines(axes)
     axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))

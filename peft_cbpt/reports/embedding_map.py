@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -76,17 +77,10 @@ def embedding_map_figure(
         called = getattr(embeddings, f"called_{moment}")
         _draw_images(axes, places, called, short(target_class))
         words = places[f"prompts_{moment}"]
-        axes.scatter(
-            *words.T,
-            marker="X",
-            s=46,
-            color=colour,
-            edgecolor="white",
-            linewidth=0.7,
-            label="class prompts (red before, blue after)",
-        )
-        own = words[embeddings.target_row]
-        axes.scatter(*own, marker="*", s=230, color=TARGET, edgecolor="black", label="prompt of the target")
+        own = words[embeddings.target_row, None]
+        cross = {"marker": "X", "s": 46, "color": colour, "edgecolor": "white", "linewidth": 0.7}
+        _scatter(axes, words, "class prompts (red before, blue after)", **cross)
+        _scatter(axes, own, "prompt of the target", marker="*", s=230, color=TARGET, edgecolor="black")
         share = 100 * called.float().mean().item()
         axes.set_title(
             f"{moment}: {share:.0f}% of the triggered images are called the target", color=colour, fontsize=10
@@ -102,15 +96,13 @@ def embedding_map_figure(
 
 
 def _draw_images(axes: Axes, places: Mapping[str, Tensor], called_target: Tensor, target: str) -> None:
-    axes.scatter(*places["clean"].T, s=10, color=CLEAN, alpha=0.6, label="clean images of other classes")
-    axes.scatter(*places["target"].T, s=26, marker="^", color=TARGET, label=f"clean images of {target}")
-    triggered = places["triggered"]
-    axes.scatter(*triggered[called_target].T, s=15, marker="s", color=TRIGGERED, label="triggered, called the target")
-    axes.scatter(
-        *triggered[~called_target].T,
-        s=15,
-        marker="s",
-        facecolor="none",
-        edgecolor=TRIGGERED,
-        label="triggered, called another class",
-    )
+    _scatter(axes, places["clean"], "clean images of other classes", s=10, color=CLEAN, alpha=0.6)
+    _scatter(axes, places["target"], f"clean images of {target}", marker="^", s=26, color=TARGET)
+    fooled, others = places["triggered"][called_target], places["triggered"][~called_target]
+    _scatter(axes, fooled, "triggered, called the target", marker="s", s=15, color=TRIGGERED)
+    hollow = {"facecolor": "none", "edgecolor": TRIGGERED}
+    _scatter(axes, others, "triggered, called another class", marker="s", s=15, **hollow)
+
+
+def _scatter(axes: Axes, places: Tensor, label: str, **style: Any) -> None:
+    axes.scatter(places[:, 0].numpy(), places[:, 1].numpy(), label=label, **style)

@@ -113,9 +113,9 @@ def draw_pictures(purified: PurifiedModel, results: Mapping[str, Any]) -> list[P
 
 
 def _per_class(purified: PurifiedModel, encoded: EncodedImages) -> Picture:
-    accuracies = [class_accuracy(encoded.clean, encoded.labels, text) for text in (purified.before, purified.after)]
+    before, after = (class_accuracy(encoded.clean, encoded.labels, text) for text in (purified.before, purified.after))
     caption = f"Accuracy on {len(encoded.labels)} clean test images; the classes that changed most."
-    return Picture("per_class", "Single classes", caption, per_class_figure(*accuracies, purified.class_names))
+    return Picture("per_class", "Single classes", caption, per_class_figure(before, after, purified.class_names))
 
 
 def _pixels(images: Any, rows: Sequence[int], device: torch.device) -> Tensor:
@@ -181,12 +181,13 @@ def _grad_cam(purified: PurifiedModel, images: Any, encoded: EncodedImages, atta
 
 def _explain(purified: PurifiedModel, pixels: Tensor, feature: Tensor) -> Explained:
     device, vision = purified.clip.model.device, purified.clip.model.vision_model
-    found = []
-    for text in (purified.before, purified.after):
+
+    def explain(text: Tensor) -> tuple[str, Tensor]:
         named = (text @ feature).argmax()
         heat = grad_cam(purified.encode_image, vision, pixels.to(device), text.to(device), named[None].to(device))
-        found += [purified.class_names[int(named)], heat[0].cpu()]
-    return Explained(pixels[0], *found)
+        return purified.class_names[int(named)], heat[0].cpu()
+
+    return Explained(pixels[0], *explain(purified.before), *explain(purified.after))
 
 
 def _embedding_map(purified: PurifiedModel, encoded: EncodedImages, attack_name: str) -> Picture:

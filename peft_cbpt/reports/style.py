@@ -15,7 +15,7 @@ DPI = 110
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches that keeps labels from overlapping and needs no display."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -23,7 +23,7 @@ def new_figure(width: float, height: float) -> Figure:
 def png_bytes(figure: Figure) -> bytes:
     """The figure as a PNG file's content."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI, format="png")
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -63,7 +63,8 @@ def write_clip(
     tokenizer = copy.deepcopy(tokenizer)
     words = [context_word(name, i) for name in class_names for i in range(num_context_tokens)]
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
-    ids = tokenizer.convert_tokens_to_ids(words)
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[word] for word in words]
     template = prompt_template(num_context_tokens, config.class_token_position)
     wanted = [
         [ids[-1 - token] if token < 0 else token for token in row] for row in layer.class_prompts[adapter_name].learned
