@@ -73,6 +73,7 @@ def draw_before_after(
             values += [result.attack_success_rate, result.robust_accuracy]
 
     figure = new_figure(max(10.0, 2.2 * len(labels) + 4), 4.9)
+    figure.set_dpi(150)
     if not attacks:
         _bars(figure.subplots(), labels, *scores)
     else:
