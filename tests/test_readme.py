@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from peft_cbpt import cli
 from peft_cbpt.pocket.model import resolve_model
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,8 @@ def test_the_commands_exist():
         words = command.split()
         if words[0] == "make":
             assert words[1] in targets
+        elif words[0] == "peft-cbpt":
+            assert words[1] in cli.COMMANDS
         else:
             assert words[:2] == ["accelerate", "launch"] and (ROOT / words[2]).exists()
 

@@ -68,6 +68,12 @@ def parse(argument_types: Sequence[type], argv: Sequence[str], usage: str) -> tu
     return parsed[: len(argument_types)]
 
 
+def folder_first(argv: Sequence[str]) -> list[str]:
+    """Words of `peft-cbpt COMMAND DIR --option ...` with the leading DIR as the option `--folder`."""
+    words = list(argv)
+    return ["--folder", *words] if words and not words[0].startswith("-") else words
+
+
 def _take_option(options: list[str], name: str) -> str | None:
     """Remove `--name value` or `--name=value` from `options` and return the value."""
     for place, option in enumerate(options):

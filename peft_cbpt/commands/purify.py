@@ -25,7 +25,15 @@ from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
-from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch, measure, peak_memory_bytes, print_table, settings_of
+from peft_cbpt.commands.results import (
+    RESULTS_FILE,
+    SCHEMA_VERSION,
+    Stopwatch,
+    measure,
+    peak_memory_bytes,
+    print_table,
+    settings_of,
+)
 from peft_cbpt.data.few_shot import sample_few_shots
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.skipping import Skipped
@@ -74,7 +82,7 @@ def purify(argv: Sequence[str]) -> None:
 
     with stopwatch("load"):
         clip = load_clip(resolve_model(arguments.model_name_or_path))
-        train_images, test_images, class_names, skipped_shots = _load_images(arguments, training.seed, clip)
+        train_images, test_images, class_names, skipped_shots = load_images(arguments, training.seed, clip)
         attacks = read_attacks(arguments.attacks, class_names)
         model = _attach(arguments, class_names, clip)
         trainer = _make_trainer(model, training, train_images, clip)
@@ -86,12 +94,12 @@ def purify(argv: Sequence[str]) -> None:
         model.to(training.device).eval()
         encoded = encode_images(encoder, test_images, triggers, training.device, training.inversion_batch_size)
         test_images = test_images.without(encoded.skipped)
-        before_features = _class_features(model, clip, adapter=False)
+        before_features = class_features(model, clip, adapter=False)
         before = measure(encoded, before_features, attacks, class_names)
     with stopwatch("purify"):
         _train(trainer, checkpoint, output)
     with stopwatch("measure after"):
-        after_features = _class_features(model, clip, adapter=True)
+        after_features = class_features(model, clip, adapter=True)
         after = measure(encoded, after_features, attacks, class_names)
 
     if PartialState().is_main_process:
@@ -99,7 +107,7 @@ def purify(argv: Sequence[str]) -> None:
             (output / stale).unlink(missing_ok=True)
         _save_adapter(model, output)
         results = {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": arguments.model_name_or_path,
             "base_fingerprint": {"before": fingerprint_before, "after": weights_fingerprint(clip.model)},
@@ -127,7 +135,7 @@ def purify(argv: Sequence[str]) -> None:
         print_table(results, output)
 
 
-def _load_images(
+def load_images(
     arguments: PurifyArguments, seed: int, clip: LoadedCLIP
 ) -> tuple[LabelledImages, LabelledImages, list[str], list[Skipped]]:
     """Few-shot training images, test images, their class names, checked against each other; shots passed over."""
@@ -209,7 +217,7 @@ def _train(trainer: CBPTTrainer, checkpoint: str | None, output: Path) -> None:
         raise
 
 
-def _class_features(model: PeftModel, clip: LoadedCLIP, adapter: bool) -> Callable[[str], Tensor]:
+def class_features(model: PeftModel, clip: LoadedCLIP, adapter: bool) -> Callable[[str], Tensor]:
     """Text features (n_classes, D) of the learned prompts after a text trigger, or of the template prompts."""
 
     @cache

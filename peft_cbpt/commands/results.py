@@ -19,6 +19,7 @@ from peft_cbpt.evaluation import EncodedImages, accuracy, attack_result
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 
 RESULTS_FILE = "results.json"
+SCHEMA_VERSION = 1
 
 
 class Stopwatch:

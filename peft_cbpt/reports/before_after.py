@@ -1,21 +1,18 @@
 """The before/after picture: bars of the measured figures, and examples with what the model calls them."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from peft_cbpt.attacks import apply_trigger
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.evaluation import EncodedImages, accuracy, attack_result
+from peft_cbpt.reports.style import AFTER, BEFORE, new_figure, png_bytes, write_bytes
 
 PICTURE_FILE = "before_after.png"
-BEFORE, AFTER = "#b0413e", "#2f6f8f"
 N_EXAMPLES = 4
 
 
@@ -77,8 +74,8 @@ def draw_before_after(
             result = attack_result(encoded.triggered[name], encoded.labels, text, target)
             values += [result.attack_success_rate, result.robust_accuracy]
 
-    figure = Figure(figsize=(max(10.0, 2.2 * len(labels) + 4), 4.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(10.0, 2.2 * len(labels) + 4), 4.9)
+    figure.set_dpi(150)
     if not attacks:
         _bars(figure.subplots(), labels, *scores)
     else:
@@ -99,6 +96,4 @@ def draw_before_after(
                 named = [class_names[int((images_seen[row] @ text.T).argmax())] for text in texts]
                 _example(grid[line, column], pixels, title, *named)
         examples.supxlabel("below each image: its class before (red) and after (blue)", fontsize=9)
-    temporary = file.with_name(f".{file.name}.incomplete")
-    figure.savefig(temporary, dpi=150, format="png")
-    os.replace(temporary, file)
+    write_bytes(file, png_bytes(figure))

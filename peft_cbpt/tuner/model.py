@@ -1,6 +1,7 @@
 """The tuner: puts a `CBPTEmbedding` into a CLIP and answers questions about its classes."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from peft_cbpt.tuner.base import check_base, check_prompts, load_tokenizer
 from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.export import KINDS, load_image_processor, write_clip, write_text_features
 from peft_cbpt.tuner.layer import CBPTEmbedding
 
 
@@ -103,6 +106,45 @@ class CBPTModel(BaseTuner):
         prefix = torch.tensor(list(prefix_ids), device=input_ids.device).expand(len(input_ids), -1)
         return torch.cat([input_ids[:, :1], prefix, input_ids[:, 1:]], 1)
 
+    @torch.no_grad()
+    def export(
+        self,
+        kind: str,
+        output_dir: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_processor: BaseImageProcessor | None = None,
+    ) -> None:
+        """Writes the active adapter's classifier for use without PEFT.
+
+        Args:
+            kind: `"text_features"` writes the features of the class prompts, to be multiplied with image features of
+                the untouched base. `"clip"` writes a CLIP of its own in the dtype of the base, whose vocabulary has
+                n_classes * M more words, for the zero-shot pipeline.
+            output_dir: The folder to write to; made if missing.
+            tokenizer: The tokenizer of the base model, for `"clip"`; by default it is found as for a new adapter.
+            image_processor: The image processor of the base model, for `"clip"`; by default the one under its name.
+
+        Raises:
+            ValueError: for an unknown kind, a disabled adapter, or what cannot be written as a plain CLIP.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}.")
+        name = self._active_name()
+        if self._layer.disable_adapters:
+            raise ValueError("The adapter is disabled, and its template prompts are not purified: enable it first.")
+        config: Any = self.peft_config[name]
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if kind == "text_features":
+            training = self.training
+            features = self.eval().encode_class_prompts()
+            self.train(training)
+            write_text_features(folder, features, self.model.logit_scale.float().exp().item(), config.class_names)
+        else:
+            tokenizer = tokenizer or load_tokenizer(config, self.model)
+            image_processor = image_processor or load_image_processor(self.model)
+            write_clip(folder, self.model, name, config, tokenizer, image_processor)
+
     def _encode(self, input_ids: torch.Tensor) -> torch.Tensor:
         features = self.model.get_text_features(input_ids=input_ids, return_dict=True).pooler_output
         return F.normalize(features.float(), dim=-1)
@@ -129,7 +171,8 @@ class CBPTModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(
             "CBPT cannot be merged: its prompts are new input tokens, and no weight of CLIP could take them "
-            "up. Keep the adapter and load it with PeftModel.from_pretrained; unload() gives back the base."
+            "up. Keep the adapter and load it with PeftModel.from_pretrained, or export() it; unload() gives back "
+            "the base."
         )
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:

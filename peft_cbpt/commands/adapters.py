@@ -1,0 +1,79 @@
+"""Opening what `purify` left behind: results, base model and adapter."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from peft_cbpt.clip.loading import LoadedCLIP, load_clip
+from peft_cbpt.commands.results import RESULTS_FILE
+from peft_cbpt.errors import InputError
+from peft_cbpt.pocket.model import resolve_model
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def adapter_folder(folder: str) -> Path:
+    """The folder of an adapter, after a look at its files.
+
+    Raises:
+        InputError: if it is none.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise InputError(f"there is no folder {folder}: give the --output_dir of a run of purify")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (path / name).is_file():
+            raise InputError(f"{folder} holds no adapter, it lacks {name}: give the --output_dir of a run of purify")
+    return path
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: if it cannot be read or is no object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no JSON object")
+    return content
+
+
+def load_base(folder: Path, name_or_path: str | None) -> LoadedCLIP:
+    """The base model of an adapter: the one given, else the one that its results or its config name.
+
+    Raises:
+        InputError: if it cannot be loaded.
+    """
+    if name_or_path is None:
+        config = read_json(folder / CONFIG_FILE)
+        results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).exists() else {}
+        name_or_path = results.get("model") or config.get("base_model_name_or_path")
+        advice = "name the base model with --model_name_or_path"
+    else:
+        advice = "check --model_name_or_path"
+    try:
+        return load_clip(resolve_model(name_or_path or ""))
+    except InputError as error:
+        raise InputError(f"the base model of {folder} cannot be loaded, {advice}: {error}") from error
+
+
+def load_adapter(folder: Path, clip: LoadedCLIP) -> PeftModel:
+    """The base with its adapter, in eval mode.
+
+    Raises:
+        InputError: if the adapter is damaged or belongs to another base.
+    """
+    try:
+        return PeftModel.from_pretrained(clip.model, str(folder)).eval()
+    except Exception as error:  # peft, safetensors and torch raise many kinds
+        line = " ".join(str(error).split())
+        raise InputError(f"cannot load the adapter in {folder} onto this base model: {line}") from error

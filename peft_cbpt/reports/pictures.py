@@ -1,0 +1,219 @@
+"""All pictures of a report, from a purified model that was opened again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import tqdm
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import Subset
+
+from peft_cbpt.attacks import apply_trigger
+from peft_cbpt.attacks.attack_file import Attack
+from peft_cbpt.clip.loading import LoadedCLIP
+from peft_cbpt.clip.pixels import EncodeImage, image_encoder
+from peft_cbpt.data.images import LabelledImages
+from peft_cbpt.evaluation import EncodedImages, encode_images
+from peft_cbpt.purification.inversion import InversionSettings, invert_triggers
+from peft_cbpt.purification.targets import PositiveRule, choose_positives, runner_up
+from peft_cbpt.reports.bars import attacks_figure, summary_figure
+from peft_cbpt.reports.curves import curves_figure
+from peft_cbpt.reports.embedding_map import Embeddings, embedding_map, embedding_map_figure
+from peft_cbpt.reports.grad_cam import Explained, grad_cam, grad_cam_figure
+from peft_cbpt.reports.per_class import class_accuracy, per_class_figure
+from peft_cbpt.reports.perturbations import perturbations_figure
+
+MOST_TEST_IMAGES, MOST_MAPPED_IMAGES = 5000, 300
+N_EXPLAINED, N_INVERTED = 4, 6
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its file name (without suffix), and what the page says about it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class PurifiedModel:
+    """What the pictures are drawn from.
+
+    Args:
+        clip: The base model.
+        class_names: The adapter's classes.
+        before: Unit-norm features (n, D) of the template prompts.
+        after: Features of the learned prompts.
+        shots: The images it was purified with.
+        test_images: The images it was measured on.
+        attacks: What was measured, by name.
+        inversion: The run's inner loop.
+        positives: The run's rule for v_pos.
+        seed: The run's seed.
+    """
+
+    clip: LoadedCLIP
+    class_names: list[str]
+    before: Tensor
+    after: Tensor
+    shots: LabelledImages
+    test_images: LabelledImages
+    attacks: Mapping[str, Attack]
+    inversion: InversionSettings
+    positives: PositiveRule
+    seed: int
+
+    @property
+    def encode_image(self) -> EncodeImage:
+        """The frozen encoder on [0, 1] pixels."""
+        return image_encoder(self.clip.model, self.clip.normalize)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` of the numbers below `count`, evenly spread."""
+    wanted = min(count, wanted)
+    return [place * count // wanted for place in range(wanted)]
+
+
+def draw_pictures(purified: PurifiedModel, results: Mapping[str, Any]) -> list[Picture]:
+    """Draw everything; the bars and curves from `results` (as in results.json), the others from images."""
+    before, after = results["before"], results["after"]
+    pictures = [
+        Picture(
+            "summary",
+            "Before and after",
+            f"On all {results['n_test_images']} test images.",
+            summary_figure(before, after),
+        )
+    ]
+    if purified.attacks:
+        targets = {name: attack.target_class for name, attack in purified.attacks.items()}
+        caption = "Triggered images of all classes but the target's; the arrow names the target."
+        pictures.append(Picture("attacks", "Each trigger", caption, attacks_figure(before, after, targets)))
+    if results["epochs"]:
+        caption = "What purification logged: L_bn, L_adv and L_align unweighted, on the few clean shots."
+        pictures.append(Picture("curves", "Training", caption, curves_figure(results["epochs"])))
+    pictures.append(_perturbations(purified))
+
+    rows = spread(len(purified.test_images), MOST_TEST_IMAGES)
+    images = Subset(purified.test_images, rows)
+    # what Grad-CAM and the map show: the trigger that was strongest before
+    strength = {name: attack["attack_success_rate"] for name, attack in before["attacks"].items()}
+    strongest = max(strength, key=strength.__getitem__, default=None)
+    triggers = {} if strongest is None else {strongest: purified.attacks[strongest].trigger}
+    encoded = encode_images(purified.encode_image, images, triggers, purified.clip.model.device)
+    pictures.append(_per_class(purified, encoded))
+    if strongest is not None:
+        pictures += [_grad_cam(purified, images, encoded, strongest), _embedding_map(purified, encoded, strongest)]
+    return pictures
+
+
+def _per_class(purified: PurifiedModel, encoded: EncodedImages) -> Picture:
+    before, after = (class_accuracy(encoded.clean, encoded.labels, text) for text in (purified.before, purified.after))
+    caption = f"Accuracy on {len(encoded.labels)} clean test images; the classes that changed most."
+    return Picture("per_class", "Single classes", caption, per_class_figure(before, after, purified.class_names))
+
+
+def _pixels(images: Any, rows: Sequence[int], device: torch.device) -> Tensor:
+    return torch.stack([images[row]["pixel_values"] for row in rows]).to(device).float() / 255
+
+
+def _perturbations(purified: PurifiedModel) -> Picture:
+    """Invert triggers on a few shots as the run did; only they and the images of their y' are encoded."""
+    device = purified.clip.model.device
+    all_labels = torch.tensor(purified.shots.dataset["label"])
+    chosen = spread(len(all_labels), N_INVERTED)
+    pixels = _pixels(purified.shots, chosen, device)
+    with torch.no_grad():
+        features = purified.encode_image(pixels)
+    labels = all_labels[chosen]
+    pseudo_targets = runner_up(features.cpu() @ purified.after.T, labels)
+    wanted = torch.isin(all_labels, pseudo_targets).nonzero()[:, 0].tolist()
+    bank_rows = chosen + [row for row in wanted if row not in chosen]
+    parts = [features]
+    batches = torch.tensor(bank_rows[len(chosen) :]).split(256)
+    for batch in tqdm(batches, desc="images of the pseudo-targets", leave=False):
+        with torch.no_grad():
+            parts.append(purified.encode_image(_pixels(purified.shots, batch.tolist(), device)))
+    bank = torch.cat(parts)
+    positives = choose_positives(
+        purified.positives,
+        torch.arange(len(chosen)),
+        pseudo_targets,
+        bank,
+        all_labels[bank_rows].to(device),
+        [purified.shots.dataset[row]["sample_id"] for row in bank_rows],
+        purified.seed,
+    )
+    delta = invert_triggers(purified.encode_image, pixels, bank[positives], features, purified.inversion)
+    names = [[purified.class_names[index] for index in group.tolist()] for group in (labels, pseudo_targets)]
+    settings = purified.inversion
+    caption = (
+        f"Dummy triggers found on shots with the run's budget (norm {settings.norm:g}, {settings.epsilon:.4g}) and "
+        f"{settings.steps} steps. The arrow names y', the class that they lead to, under the learned prompts."
+    )
+    figure = perturbations_figure(pixels.cpu(), delta.cpu(), *names)
+    return Picture("perturbations", "Inverted perturbations", caption, figure)
+
+
+def _grad_cam(purified: PurifiedModel, images: Any, encoded: EncodedImages, attack_name: str) -> Picture:
+    attack, names = purified.attacks[attack_name], purified.class_names
+    others = (encoded.labels != names.index(attack.target_class)).nonzero()[:, 0].tolist()
+    rows = [others[place] for place in spread(len(others), N_EXPLAINED)]
+    explained = []
+    for row in tqdm(rows, desc="Grad-CAM", leave=False):
+        sample = images[row]
+        clean = sample["pixel_values"][None]
+        marked = apply_trigger(attack.trigger, clean, [sample["sample_id"]])
+        versions = ((clean, encoded.clean), (marked, encoded.triggered[attack_name]))
+        pair = [_explain(purified, pixels.float() / 255, features[row]) for pixels, features in versions]
+        explained.append((names[sample["labels"]], *pair))
+    caption = (
+        f"Where the model looks for the class it names, without and with the trigger {attack_name} (bright: much). "
+        "Before: the template prompts; after: the learned ones."
+    )
+    return Picture("grad_cam", "Grad-CAM", caption, grad_cam_figure(explained))
+
+
+def _explain(purified: PurifiedModel, pixels: Tensor, feature: Tensor) -> Explained:
+    device, vision = purified.clip.model.device, purified.clip.model.vision_model
+
+    def explain(text: Tensor) -> tuple[str, Tensor]:
+        named = (text @ feature).argmax()
+        heat = grad_cam(purified.encode_image, vision, pixels.to(device), text.to(device), named[None].to(device))
+        return purified.class_names[int(named)], heat[0].cpu()
+
+    return Explained(pixels[0], *explain(purified.before), *explain(purified.after))
+
+
+def _embedding_map(purified: PurifiedModel, encoded: EncodedImages, attack_name: str) -> Picture:
+    target_class = purified.attacks[attack_name].target_class
+    target = purified.class_names.index(target_class)
+    is_target = encoded.labels == target
+    others = (~is_target).nonzero()[:, 0]
+    others = others[spread(len(others), MOST_MAPPED_IMAGES)]
+    triggered = encoded.triggered[attack_name][others]
+    classes = encoded.labels[others].unique()
+    classes = torch.cat([torch.tensor([target]), classes])
+    called = [(triggered @ text.T).argmax(1) == target for text in (purified.before, purified.after)]
+    embeddings = Embeddings(
+        clean=encoded.clean[others],
+        target=encoded.clean[is_target],
+        triggered=triggered,
+        prompts_before=purified.before[classes],
+        prompts_after=purified.after[classes],
+        target_row=0,
+        called_before=called[0],
+        called_after=called[1],
+    )
+    places = embedding_map(embeddings, purified.seed)
+    caption = (
+        "t-SNE by cosine distance; the mean of the images and the mean of the prompts are taken off first. Images are "
+        "where they were, since the encoder is frozen; only the prompts moved."
+    )
+    figure = embedding_map_figure(embeddings, places, attack_name, target_class)
+    return Picture("embedding_map", "Embedding map", caption, figure)
