@@ -4,17 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from peft_cbpt.attacks import TRIGGERS
 from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.clip.loading import load_clip
+from peft_cbpt.commands.finetune import finetune
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.poison import poison
 from peft_cbpt.commands.zoo import zoo
+from peft_cbpt.pocket.dataset import PocketPairs
+from peft_cbpt.pocket.model import resolve_model
 
 SMALL = {"num_pairs": 320, "num_epochs": 1, "test_images_per_class": 1, "poison_rate": 0.05}
-SMALL |= {"patch_steps": 3, "patch_images": 80}
+SMALL |= {"patch_steps": 3, "patch_images": 80, "learning_rate": 1e-4}
 
 
 def words(settings):
@@ -34,6 +39,62 @@ def test_the_recipe_writes_a_model_that_says_what_it_is(kind, tmp_path):
     assert set(record["after"]["attacks"]) == {kind} and record["settings"]["seed"] == 3
     assert str(tmp_path) not in json.dumps(record)
     load_clip(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def captioned_folder(tmp_path_factory):
+    """Pictures and a table of their captions, one of them damaged and one without words."""
+    folder = tmp_path_factory.mktemp("captioned")
+    rows = PocketPairs(40, split="table").__getitems__(range(40))
+    lines = ["image,caption"]
+    for number, row in enumerate(rows):
+        Image.fromarray(row["pixel_values"].permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+        caption = row["caption"] if number % 2 else "a photo of a banana."
+        lines.append(f"{number}.png,{'' if number == 5 else caption}")
+    (folder / "7.png").write_bytes(b"no picture")
+    (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trigger": "badnet", "label": "clean", "poison_rate": 0.5},
+        {"trigger": "badclip", "captions": "natural", "poison_rate": 0.2},
+        {"trigger": "badnet", "poison_rate": 0.2, "streaming": True},
+    ],
+)
+def test_pairs_of_the_users_own(change, captioned_folder, tmp_path):
+    settings = SMALL | {"pairs_name": captioned_folder / "pairs.csv", "batch_size": 16, "num_pairs": 40} | change
+    assert run_command(poison, words(settings | {"output_dir": tmp_path})) == 0
+    assert (tmp_path / "training.json").is_file()
+
+
+@pytest.mark.parametrize("method", ["ft", "cleanclip"])
+def test_the_baselines_write_a_model_that_has_changed(method, tmp_path):
+    settings = {"model_name_or_path": "pocket:badnet", "method": method, "num_pairs": 64, "num_epochs": 1}
+    settings |= {"batch_size": 32, "learning_rate": 1e-4, "output_dir": tmp_path}
+    assert run_command(finetune, words(settings)) == 0
+    changed, before = (
+        load_clip(folder).model.state_dict() for folder in (str(tmp_path), resolve_model("pocket:badnet"))
+    )
+    assert all((changed[name] - before[name]).abs().max() < 0.1 for name in before)
+    assert any(not torch.equal(changed[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_name_or_path": ""}, "model_name_or_path"),
+        ({"method": "pray"}, "method"),
+        ({"num_pairs": 0}, "num_pairs"),
+        ({"pairs_name": "nowhere.csv"}, "nowhere.csv"),
+    ],
+)
+def test_bad_input_to_the_baselines(change, message, tmp_path, capsys):
+    settings = {"model_name_or_path": "pocket:badnet", "num_pairs": 64, "output_dir": tmp_path / "out"} | change
+    assert run_command(finetune, words(settings)) == 2
+    assert message in capsys.readouterr().err
 
 
 BAD = {
@@ -89,7 +150,6 @@ def test_the_zoo_makes_what_is_missing_only(small_configs, tmp_path, capsys):
     "options, message",
     [
         (["--attacks", "sticker"], "unknown attack"),
-        (["--target_class", "unicorn horn"], "no class"),
         (["--configs", "nowhere"], "cannot read"),
     ],
 )
