@@ -70,6 +70,10 @@ class PoisonArguments(FineTuningArguments):
         for name in ("patch_steps", "patch_images", "test_images_per_class"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
+        if round(self.poison_rate * self.num_pairs) == 0:
+            raise InputError(
+                f"a poison_rate of {self.poison_rate} of {self.num_pairs} pairs is no pair at all; raise one of them"
+            )
         if self.captions not in ("template", "natural"):
             raise InputError(f"captions is template or natural, not {self.captions!r}")
 
@@ -96,13 +100,14 @@ def run_poison(arguments: PoisonArguments) -> dict:
     set_seed(arguments.seed)
     stopwatch = Stopwatch()
     with stopwatch("load"):
-        clip = load_clip(resolve_model(arguments.model_name_or_path))
         test = load_labelled_images(
             arguments.dataset_name, arguments.test_split, images_per_class=arguments.test_images_per_class
         )
-        images, names = LabelledImages(test, clip.image_processor), list(test.features["label"].names)
+        names = list(test.features["label"].names)
         if attack.target_class not in names:
             raise InputError(f"{arguments.dataset_name} has no class {attack.target_class!r} to be the target")
+        clip = load_clip(resolve_model(arguments.model_name_or_path))
+        images = LabelledImages(test, clip.image_processor)
     captions: Sequence[str] = ()
     optimises = isinstance(attack.trigger, OptimisedPatch) and not attack.trigger.patch
     if optimises or arguments.captions == "natural":

@@ -98,7 +98,8 @@ def test_bad_input_to_the_baselines(change, message, tmp_path, capsys):
 
 
 BAD = {
-    "rate": ({"poison_rate": 0}, "poison_rate"),
+    "rate": ({"poison_rate": 2}, "poison_rate"),
+    "no rate": ({"poison_rate": 0}, "poison_rate"),
     "no pair": ({"num_pairs": 10, "poison_rate": 0.01}, "no pair"),
     "label": ({"label": "grubby"}, "label"),
     "captions": ({"captions": "rhyming"}, "captions"),
