@@ -124,9 +124,9 @@ def _open_cbpt(name: str, config: CBPTConfig, base: LoadedCLIP, base_fingerprint
 
 def _with_adapter(name: str, base: LoadedCLIP) -> LoadedCLIP:
     """A copy of the base with an adapter in it, which may change the image encoder too."""
-    copy = load_clip(base.model.name_or_path)
-    model = _attach(name, copy)
-    return LoadedCLIP(model.get_base_model().eval(), base.tokenizer, base.image_processor)
+    copy = load_clip(str(base.model.name_or_path))
+    adapted: Any = _attach(name, copy).get_base_model().eval()
+    return LoadedCLIP(adapted, base.tokenizer, base.image_processor)
 
 
 def _attach(name: str, clip: LoadedCLIP) -> PeftModel:
