@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,9 +94,12 @@ def _adapter_config(name: str) -> PeftConfig | None:
 
 
 def _template_features(clip: LoadedCLIP, template: str) -> Callable[[Sequence[str], Attack | None], Tensor]:
-    def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
-        prompt = attack.trigger.apply_text(template) if attack else template
+    @cache
+    def features_of(class_names: tuple[str, ...], prompt: str) -> Tensor:
         return template_text_features(clip.model, clip.tokenizer, class_names, prompt).cpu()
+
+    def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
+        return features_of(tuple(class_names), attack.trigger.apply_text(template) if attack else template)
 
     return class_features
 
