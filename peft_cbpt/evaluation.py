@@ -169,14 +169,16 @@ def ranked_classes(image_features: Tensor, text_features: Tensor) -> Tensor:
 
 def clean_metrics(ranked: Tensor, labels: Tensor) -> dict[str, Any]:
     """What `metrics.CleanAccuracy` says of rankings (N, k)."""
-    return CleanAccuracy(keep_in_memory=True).compute(predictions=ranked.numpy(), references=labels.numpy())
+    return CleanAccuracy(keep_in_memory=True).compute(
+        predictions=ranked.cpu().numpy(), references=labels.cpu().numpy()
+    )
 
 
 def attack_metrics(ranked: Tensor, labels: Tensor, target_label: int) -> dict[str, Any]:
     """What `metrics.AttackSuccessRate` says of rankings (N, k) of triggered images."""
     metric = AttackSuccessRate(keep_in_memory=True)
     try:
-        return metric.compute(predictions=ranked.numpy(), references=labels.numpy(), target=target_label)
+        return metric.compute(predictions=ranked.cpu().numpy(), references=labels.cpu().numpy(), target=target_label)
     except ValueError as error:
         raise InputError(f"{error}: measure on images of other classes too") from error
 

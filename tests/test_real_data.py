@@ -12,7 +12,7 @@ from peft_cbpt.data.images import load_labelled_images
 
 ROOT = Path(__file__).parents[1]
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-QUICK = "--num_shots 8 --num_train_epochs 10 --warmup_epochs 9 --inversion_steps 1 --learning_rate 0.05".split()
+QUICK = "--num_shots 16 --num_train_epochs 30 --warmup_epochs 29 --inversion_steps 1 --learning_rate 0.05".split()
 
 
 def write(dataset, folder, *options):
@@ -31,12 +31,12 @@ def purify_and_evaluate(data, tmp_path):
     return [json.loads(Path(file).read_text()) for file in (f"{adapter}/results.json", f"{out}/evaluation.json")]
 
 
-def test_digits_are_learned_from_eight_shots(tmp_path):
+def test_digits_are_learned_from_few_shots(tmp_path):
     data = write("digits", tmp_path / "digits")
     names = load_labelled_images(data, "test", class_names_file=f"{data}/class_names.txt").features["label"].names
     assert names[0] == "zero" and names[9] == "nine"
     results, evaluation = purify_and_evaluate(data, tmp_path)
-    assert len(results["shots"]) == 80 and results["n_test_images"] == 599
+    assert len(results["shots"]) == 160 and results["n_test_images"] == 599
     before, after = results["before"]["clean_accuracy"], results["after"]["clean_accuracy"]
     assert after > before + 0.1, "prompts learned from shots beat a template of a model that never saw a digit"
     assert [cell["accuracy"] for cell in evaluation["cells"]] == pytest.approx([before, after])
@@ -48,6 +48,6 @@ def test_digits_are_learned_from_eight_shots(tmp_path):
 def test_fashion_mnist_goes_through_the_same_commands(tmp_path):
     data = write("fashion_mnist", tmp_path / "fashion", "--limit", "1000")
     results, evaluation = purify_and_evaluate(data, tmp_path)
-    assert results["n_test_images"] == 1000 and len(results["shots"]) == 80
+    assert results["n_test_images"] == 1000 and len(results["shots"]) == 160
     assert results["after"]["clean_accuracy"] > results["before"]["clean_accuracy"]
     assert evaluation["cells"][1]["accuracy"] == pytest.approx(results["after"]["clean_accuracy"])

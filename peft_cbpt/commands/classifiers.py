@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,9 +94,12 @@ def _adapter_config(name: str) -> PeftConfig | None:
 
 
 def _template_features(clip: LoadedCLIP, template: str) -> Callable[[Sequence[str], Attack | None], Tensor]:
-    def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
-        prompt = attack.trigger.apply_text(template) if attack else template
+    @cache
+    def features_of(class_names: tuple[str, ...], prompt: str) -> Tensor:
         return template_text_features(clip.model, clip.tokenizer, class_names, prompt).cpu()
+
+    def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
+        return features_of(tuple(class_names), attack.trigger.apply_text(template) if attack else template)
 
     return class_features
 
@@ -124,9 +128,9 @@ def _open_cbpt(name: str, config: CBPTConfig, base: LoadedCLIP, base_fingerprint
 
 def _with_adapter(name: str, base: LoadedCLIP) -> LoadedCLIP:
     """A copy of the base with an adapter in it, which may change the image encoder too."""
-    copy = load_clip(base.model.name_or_path)
-    model = _attach(name, copy)
-    return LoadedCLIP(model.get_base_model().eval(), base.tokenizer, base.image_processor)
+    copy = load_clip(str(base.model.name_or_path))
+    adapted: Any = _attach(name, copy).get_base_model().eval()
+    return LoadedCLIP(adapted, base.tokenizer, base.image_processor)
 
 
 def _attach(name: str, clip: LoadedCLIP) -> PeftModel:

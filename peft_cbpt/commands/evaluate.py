@@ -97,7 +97,8 @@ def evaluate(argv: Sequence[str]) -> None:
     """Run the evaluation; see `recipes/evaluate_classifiers.py`."""
     (arguments,) = parse([EvaluateArguments], argv, __doc__ or "")
     output = prepare_output(arguments.output_dir)
-    state, stopwatch = PartialState(), Stopwatch()
+    # accelerate joins processes without a GPU only if told that there is none
+    state, stopwatch = PartialState(cpu=not torch.accelerator.is_available()), Stopwatch()
     with stopwatch("load"):
         jobs, classifiers, eval_sets, attacks = _plan(arguments)
         cells = read_cells(output)
@@ -195,8 +196,8 @@ def _run(
         raise InputError(f"the dataset {eval_set.name} has no images of the classes kept")
     cells = {}
     for place, job in enumerate(jobs):
-        rankings = torch.cat([part for _, share_ranked, _ in shares for part in share_ranked[place]])
-        figures = _figures(job, rankings, torch.cat(all_labels))
+        all_ranked = torch.cat([part for _, share_ranked, _ in shares for part in share_ranked[place]])
+        figures = _figures(job, all_ranked, torch.cat(all_labels))
         figures["skipped"] = [one.as_dict() for one in all_skipped]
         cells[job.key] = write_cell(output, job.key, figures)
     return cells

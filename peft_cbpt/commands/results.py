@@ -101,4 +101,4 @@ def print_skipped(what: str, skipped: Sequence[Mapping[str, str]], at_most: int 
         for one in skipped[:at_most]:
             print(f"  {one['sample_id']}: {one['reason']}")
         if len(skipped) > at_most:
-            print(f"  ... all of them are in {RESULTS_FILE}")
+            print(f"  ... and {len(skipped) - at_most} more, listed in the JSON file")
