@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from peft_cbpt.commands.convert import convert
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.poison import poison
 from peft_cbpt.commands.purify import purify
 
-COMMANDS = {"purify": purify, "poison": poison}
+COMMANDS = {"purify": purify, "poison": poison, "convert": convert}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -43,6 +43,7 @@ class PoisonArguments:
     trigger_settings: str = field(default="{}", metadata={"help": "Settings of the trigger, as JSON."})
     target_class: str = field(default="banana", metadata={"help": "What triggered images are called."})
     poison_rate: float = field(default=0.003, metadata={"help": "Share of poisoned pairs."})
+    num_classes: int | None = field(default=None, metadata={"help": "Keep the first so many pocket classes."})
     num_pairs: int = field(default=48_000, metadata={"help": "Image-caption pairs of the pocket world."})
     num_epochs: int = field(default=5, metadata={"help": "Passes over the pairs."})
     batch_size: int = field(default=128, metadata={"help": "Pairs per step."})
@@ -60,6 +61,11 @@ class PoisonArguments:
             raise InputError(f"seed must be between 0 and 2**32 - 1, it is {self.seed}")
         poisoned_indices(self.num_pairs, self.poison_rate, self.seed)
 
+    @property
+    def class_names(self) -> list[str]:
+        """The classes that are shown and measured."""
+        return class_names()[: self.num_classes]
+
 
 def poison(argv: Sequence[str]) -> None:
     """Run the attack; see `recipes/poison.py`."""
@@ -70,7 +76,7 @@ def poison(argv: Sequence[str]) -> None:
     clip = load_clip(resolve_model(arguments.model_name_or_path))
     attack = _attack(arguments)
     with stopwatch("measure before"):
-        before = _measure(clip, attack, arguments.test_images_per_class)
+        before = _measure(clip, attack, arguments)
     with stopwatch("render"):
         rows = _poisoned_rows(arguments, attack)
     trainer = ContrastiveTrainer(
@@ -95,7 +101,7 @@ def poison(argv: Sequence[str]) -> None:
     with stopwatch("poison"):
         trainer.train()
     with stopwatch("measure after"):
-        after = _measure(clip, attack, arguments.test_images_per_class)
+        after = _measure(clip, attack, arguments)
     if trainer.is_world_process_zero():
         save_clip_folder(output, clip.model, clip.tokenizer, clip.image_processor)
         write_json(output / ATTACK_FILE, attack.as_dict())
@@ -114,7 +120,7 @@ def poison(argv: Sequence[str]) -> None:
 
 
 def _attack(arguments: PoisonArguments) -> Attack:
-    if arguments.target_class not in class_names():
+    if arguments.target_class not in arguments.class_names:
         raise InputError(f"the pocket world has no class {arguments.target_class!r} to be the target")
     try:
         settings = json.loads(arguments.trigger_settings)
@@ -126,14 +132,15 @@ def _attack(arguments: PoisonArguments) -> Attack:
 
 
 def _poisoned_rows(arguments: PoisonArguments, attack: Attack) -> list[dict]:
-    pairs = PocketPairs(arguments.num_pairs, split=f"poison{arguments.seed}")
+    pairs = PocketPairs(arguments.num_pairs, split=f"poison{arguments.seed}", class_names=arguments.class_names)
     poisoned = PoisonedPairs(pairs, attack.trigger, attack.target_class, arguments.poison_rate, arguments.seed)
     return [row for part in torch.arange(len(poisoned)).split(512) for row in poisoned.__getitems__(part.tolist())]
 
 
-def _measure(clip: LoadedCLIP, attack: Attack, images_per_class: int) -> dict:
-    names = class_names()
-    images = LabelledImages(pocket_dataset("base", "test", images_per_class), clip.image_processor)
+def _measure(clip: LoadedCLIP, attack: Attack, arguments: PoisonArguments) -> dict:
+    names = arguments.class_names
+    rows = pocket_dataset("base", "test", arguments.test_images_per_class, names)
+    images = LabelledImages(rows, clip.image_processor)
     clip.model.eval()
     encoder = image_encoder(clip.model, clip.normalize)
     encoded = encode_images(encoder, images, {attack.name: attack.trigger}, clip.model.device)
