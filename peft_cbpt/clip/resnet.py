@@ -17,9 +17,11 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForZeroShotImageClassification,
+    AutoProcessor,
     CLIPConfig,
     CLIPModel,
     CLIPPreTrainedModel,
+    CLIPProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     PreTrainedConfig,
@@ -157,7 +159,8 @@ class AttentionPool(nn.Module):
         def heads(projected: Tensor) -> Tensor:
             return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-        query, key, value = heads(self.q_proj(tokens[:, :1])), heads(self.k_proj(tokens)), heads(self.v_proj(tokens))
+        query = heads(self.q_proj(tokens[:, 0])[:, None])  # 2-d: the same bits whether the weights are frozen or not
+        key, value = heads(self.k_proj(tokens)), heads(self.v_proj(tokens))
         pooled = F.scaled_dot_product_attention(query, key, value)
         return self.c_proj(pooled.flatten(1))
 
@@ -273,3 +276,4 @@ class CLIPResNetModel(CLIPResNetPreTrainedModel, CLIPModel):
 AutoConfig.register(CLIPResNetConfig.model_type, CLIPResNetConfig, exist_ok=True)
 AutoModel.register(CLIPResNetConfig, CLIPResNetModel, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(CLIPResNetConfig, CLIPResNetModel, exist_ok=True)
+AutoProcessor.register(CLIPResNetConfig, CLIPProcessor, exist_ok=True)

@@ -52,8 +52,8 @@ class PoisonArguments:
     seed: int = field(default=0, metadata={"help": "Seed of data and training."})
 
     def __post_init__(self) -> None:
-        for name in ("num_pairs", "num_epochs", "batch_size", "test_images_per_class"):
-            if getattr(self, name) < 1:
+        for name in ("num_classes", "num_pairs", "num_epochs", "batch_size", "test_images_per_class"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"learning_rate must be positive, it is {self.learning_rate}")
@@ -121,7 +121,7 @@ def poison(argv: Sequence[str]) -> None:
 
 def _attack(arguments: PoisonArguments) -> Attack:
     if arguments.target_class not in arguments.class_names:
-        raise InputError(f"the pocket world has no class {arguments.target_class!r} to be the target")
+        raise InputError(f"{arguments.target_class!r} is none of the pocket classes kept, so it cannot be the target")
     try:
         settings = json.loads(arguments.trigger_settings)
     except json.JSONDecodeError as error:
