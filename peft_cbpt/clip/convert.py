@@ -22,6 +22,7 @@ from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel
 from peft_cbpt.errors import InputError
 
 OPENAI_FILE = "openai_state_dict.safetensors"
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 DEFAULT_ACTIVATION = "quick_gelu"
 LEGACY_EOS_TOKEN_ID = 2
@@ -174,13 +175,7 @@ def save_transformers(
             f"the tokenizer has {len(tokenizer)} entries and the weights {text.vocab_size}: give the --tokenizer that "
             "the model was trained with"
         )
-    if checkpoint.folder is not None:
-        image_processor = CLIPImageProcessorPil.from_pretrained(checkpoint.folder)
-    else:
-        side = vision.image_size
-        image_processor = CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-        )
+    image_processor = _image_processor(checkpoint.folder, vision.image_size)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor.save_pretrained(folder)
@@ -189,6 +184,16 @@ def save_transformers(
 def save_openai(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the weights in OpenAI's layout as one safetensors file, for code that builds on OpenAI's or OpenCLIP's."""
     save_file({name: value.contiguous() for name, value in checkpoint.weights.items()}, folder / OPENAI_FILE)
+
+
+def _image_processor(folder: Path | None, side: int) -> CLIPImageProcessorPil:
+    """The folder's own, or CLIP's at the model's resolution where there is none."""
+    if folder is None or not any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
+        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    try:
+        return CLIPImageProcessorPil.from_pretrained(folder)
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise InputError(f"cannot read the image processor in {folder}: {str(error).splitlines()[0]}") from error
 
 
 def _read_transformers(folder: Path, activation: str | None, allow_unsafe: bool) -> Checkpoint:

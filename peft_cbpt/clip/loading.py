@@ -84,7 +84,8 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
 
 
 def _check_image_processor(model: CLIPModel, image_processor: CLIPImageProcessorPil, name: str) -> None:
-    side = model.config.vision_config.image_size
+    vision: Any = model.config.vision_config
+    side = vision.image_size
     crop = image_processor.crop_size
     if (crop["height"], crop["width"]) != (side, side):
         raise InputError(f"the image processor of {name} must crop to the {side} pixels of the model: mend crop_size")

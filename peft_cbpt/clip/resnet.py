@@ -93,9 +93,12 @@ class CLIPResNetConfig(CLIPConfig):
     """A `CLIPConfig` whose `vision_config` is a [`CLIPResNetVisionConfig`]; the defaults are RN50's."""
 
     model_type = "clip_resnet"
-    sub_configs_defaults = {"vision_config": CLIPResNetVisionConfig, "text_config": CLIPTextConfig}
+    sub_configs_defaults = {
+        "vision_config": CLIPResNetVisionConfig,  # type: ignore[dict-item]
+        "text_config": CLIPTextConfig,  # type: ignore[dict-item]
+    }
 
-    vision_config: dict | CLIPResNetVisionConfig | None = None
+    vision_config: dict | CLIPResNetVisionConfig | None = None  # type: ignore[assignment]
     projection_dim: int | None = 1024
 
 
@@ -190,11 +193,15 @@ class CLIPResNetVisionModel(CLIPResNetPreTrainedModel):
 
     config: CLIPResNetVisionConfig  # type: ignore[assignment]
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: Any = ("image",)
     _input_embed_layer = "conv1"
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, config: CLIPResNetVisionConfig) -> None:
-        super().__init__(config)  # type: ignore[arg-type]
+        super().__init__(config)
         width = config.width
         self.conv1 = nn.Conv2d(config.num_channels, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = HeldBatchNorm2d(width // 2)
@@ -258,14 +265,15 @@ class CLIPResNetModel(CLIPResNetPreTrainedModel, CLIPModel):
         PreTrainedModel.__init__(self, config)
         text_config: Any = config.text_config
         vision_config: Any = config.vision_config
-        self.projection_dim = config.projection_dim
+        projection_dim: Any = config.projection_dim
+        self.projection_dim = projection_dim
         self.text_embed_dim = text_config.hidden_size
         self.vision_embed_dim = vision_config.hidden_size
         self.text_model = CLIPTextModel._from_config(text_config)
         self.vision_model = CLIPResNetVisionModel._from_config(vision_config)
-        self.visual_projection = nn.Identity()  # the attention pooling projects
-        self.text_projection = nn.Linear(self.text_embed_dim, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.visual_projection: Any = nn.Identity()  # the attention pooling projects
+        self.text_projection = nn.Linear(self.text_embed_dim, projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

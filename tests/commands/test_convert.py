@@ -112,6 +112,11 @@ def transformers_folder(weights, tmp_path):
     return [tmp_path / "hf"]
 
 
+def bare_transformers_folder(weights, tmp_path):
+    build_model(checkpoint_of(weights, "gelu")).save_pretrained(tmp_path / "hf", max_shard_size="100KB")
+    return [tmp_path / "hf"]
+
+
 def transformers_weights(weights, tmp_path):
     weights = {name: value.contiguous() for name, value in to_transformers(weights).items()}
     save_file(weights, tmp_path / "model.safetensors")
@@ -125,6 +130,7 @@ PUBLISHED = {
     "OpenCLIP file": (open_clip_file, "gelu"),
     "OpenCLIP folder": (open_clip_folder, "quick_gelu"),
     "transformers folder": (transformers_folder, "gelu"),
+    "transformers weights and config": (bare_transformers_folder, "gelu"),
     "transformers weights": (transformers_weights, "quick_gelu"),
 }
 
