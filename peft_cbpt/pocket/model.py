@@ -28,7 +28,6 @@ ARCHITECTURES = ("vit", "resnet")
 SHIPPED_MODELS = {
     "pocket:clean": ASSETS / "clip-clean",
     "pocket:badnet": ASSETS / "clip-badnet",
-    "pocket:resnet-badnet": ASSETS / "clip-resnet-badnet",
 }
 
 
