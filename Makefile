@@ -43,6 +43,7 @@ clean:  ## remove the environment and everything built
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e ".[dev]"
+	$(INSTALL) --no-deps clip-anytorch  # OpenAI's model code and vocabulary to test against; it asks for torchvision
 	@touch $@ .venv/installed
 
 .venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python

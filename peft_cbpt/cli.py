@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from peft_cbpt.commands.convert import convert
 from peft_cbpt.commands.evaluate import evaluate
 from peft_cbpt.commands.export import export
 from peft_cbpt.commands.parsing import run_command
@@ -11,7 +12,14 @@ from peft_cbpt.commands.poison import poison
 from peft_cbpt.commands.purify import purify
 from peft_cbpt.commands.report import report
 
-COMMANDS = {"purify": purify, "poison": poison, "evaluate": evaluate, "report": report, "export": export}
+COMMANDS = {
+    "purify": purify,
+    "poison": poison,
+    "evaluate": evaluate,
+    "convert": convert,
+    "report": report,
+    "export": export,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,13 +20,21 @@ from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.evaluation import accuracy, encode_in_batches, template_text_features
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import PocketPairs, render_samples, sample_ids
-from peft_cbpt.pocket.model import build_image_processor, build_model, build_tokenizer, save_clip_folder
+from peft_cbpt.pocket.model import (
+    ARCHITECTURES,
+    build_image_processor,
+    build_model,
+    build_tokenizer,
+    save_clip_folder,
+)
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
 
 
 @dataclass
 class PretrainArguments:
     output_dir: str = field(metadata={"help": "Folder to write the model to."})
+    architecture: str = field(default="vit", metadata={"help": "Image tower.", "choices": list(ARCHITECTURES)})
+    num_classes: int | None = field(default=None, metadata={"help": "Learn the first so many classes only."})
     steps: int = field(default=2000, metadata={"help": "Optimiser steps."})
     learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak learning rate of AdamW, cosine schedule."})
     batch_size: int = field(default=320, metadata={"help": "Pairs per step; 320 shows every class once."})
@@ -39,9 +47,10 @@ def main(arguments: PretrainArguments) -> None:
     set_seed(arguments.seed)
     output = Path(arguments.output_dir)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
+    model = build_model(tokenizer, arguments.architecture)
     normalize = PixelNormalizer()
-    pairs = PocketPairs(arguments.steps * arguments.batch_size, split=f"pretrain{arguments.seed}")
+    names = class_names()[: arguments.num_classes]
+    pairs = PocketPairs(arguments.steps * arguments.batch_size, split=f"pretrain{arguments.seed}", class_names=names)
     trainer = ContrastiveTrainer(
         model,
         TrainingArguments(
@@ -73,7 +82,6 @@ def main(arguments: PretrainArguments) -> None:
     seconds = time.perf_counter() - start
 
     model = trainer.accelerator.unwrap_model(trainer.model).cpu().eval()
-    names = class_names()
     text = template_text_features(model, tokenizer, names)
     top1 = {}
     for domain in ("base", "v2", "sketch", "rendition", "adversarial"):

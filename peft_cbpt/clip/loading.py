@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoTokenizer,
+    CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     PreTrainedTokenizerBase,
 )
 
 from peft_cbpt.clip.pixels import PixelNormalizer
+from peft_cbpt.clip.resnet import CLIPResNetConfig
 from peft_cbpt.errors import InputError
+
+MODEL_TYPES = (CLIPConfig.model_type, CLIPResNetConfig.model_type)
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,12 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
             f"cannot read the config of the model {name_or_path!r}: give the folder of a saved CLIP or a Hub id that "
             f"can be reached ({_first_line(error)})"
         ) from error
-    if config.model_type != "clip":
-        raise InputError(f"{name_or_path} is a {config.model_type!r} model, not a CLIP: give a CLIPModel checkpoint")
+    if config.model_type not in MODEL_TYPES:
+        raise InputError(
+            f"{name_or_path} is a {config.model_type!r} model, not a CLIP: give a CLIPModel or CLIPResNetModel"
+        )
     try:
-        loaded: Any = CLIPModel.from_pretrained(
+        loaded: Any = AutoModel.from_pretrained(
             name_or_path,
             use_safetensors=True,
             dtype=torch.float32,
@@ -77,7 +84,8 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
 
 
 def _check_image_processor(model: CLIPModel, image_processor: CLIPImageProcessorPil, name: str) -> None:
-    side = model.vision_model.embeddings.image_size
+    vision: Any = model.config.vision_config
+    side = vision.image_size
     crop = image_processor.crop_size
     if (crop["height"], crop["width"]) != (side, side):
         raise InputError(f"the image processor of {name} must crop to the {side} pixels of the model: mend crop_size")

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -37,3 +40,27 @@ def prepare_output(folder: str) -> Path:
     except OSError as error:
         raise InputError(f"cannot write to the output folder {folder}: {error.strerror}; choose another") from error
     return path
+
+
+@contextmanager
+def staged_folder(folder: str) -> Iterator[Path]:
+    """A folder to write to that takes the name `folder` when the block ends, and vanishes when the block fails.
+
+    Raises:
+        InputError: if `folder` exists and is not empty, or cannot be written to.
+    """
+    target = prepare_output(folder)
+    if any(target.iterdir()):
+        raise InputError(f"the output folder {folder} is not empty: name a new one")
+    staging = target.with_name(f".{target.name}.incomplete")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir()
+        yield staging
+        target.rmdir()
+        os.replace(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):
+            target.rmdir()
+        raise

@@ -10,6 +10,8 @@ from transformers import CLIPImageProcessorPil, TrainingArguments
 
 from peft_cbpt.data.caption_pairs import load_caption_pairs
 from peft_cbpt.errors import InputError
+from peft_cbpt.pocket.atlas import class_names
+from peft_cbpt.pocket.dataset import PocketPairs
 
 POCKET = "pocket"
 _CHUNK = 512
@@ -29,6 +31,7 @@ class FineTuningArguments:
     image_column: str = field(default="image", metadata={"help": "Column of images of the pairs."})
     caption_column: str = field(default="caption", metadata={"help": "Column of captions of the pairs."})
     streaming: bool = field(default=False, metadata={"help": "Go through the pairs in order, without random access."})
+    num_classes: int | None = field(default=None, metadata={"help": "Keep the first so many pocket classes."})
     num_pairs: int = field(default=32_000, metadata={"help": "Pairs to use, at most."})
     num_epochs: int = field(default=3, metadata={"help": "Passes over the pairs."})
     batch_size: int = field(default=128, metadata={"help": "Pairs per step."})
@@ -38,8 +41,8 @@ class FineTuningArguments:
     seed: int = field(default=0, metadata={"help": "Seed of data and training, and of a trigger."})
 
     def __post_init__(self) -> None:
-        for name in ("num_pairs", "num_epochs", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("num_classes", "num_pairs", "num_epochs", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
         for name in ("warmup_steps", "num_workers"):
             if getattr(self, name) < 0:
@@ -52,6 +55,8 @@ class FineTuningArguments:
     def open_pairs(self, purpose: str, image_processor: CLIPImageProcessorPil, limit: int | None = None) -> Any:
         """The pairs; the pocket world draws others for every purpose and seed."""
         split = self.pairs_split or (f"{purpose}{self.seed}" if self.pairs_name == POCKET else "train")
+        if self.pairs_name == POCKET:
+            return PocketPairs(limit or self.num_pairs, split, class_names=class_names()[: self.num_classes])
         return load_caption_pairs(
             self.pairs_name,
             split,

@@ -101,7 +101,10 @@ def run_poison(arguments: PoisonArguments) -> dict:
     stopwatch = Stopwatch()
     with stopwatch("load"):
         test = load_labelled_images(
-            arguments.dataset_name, arguments.test_split, images_per_class=arguments.test_images_per_class
+            arguments.dataset_name,
+            arguments.test_split,
+            num_classes=arguments.num_classes,
+            images_per_class=arguments.test_images_per_class,
         )
         names = list(test.features["label"].names)
         if attack.target_class not in names:

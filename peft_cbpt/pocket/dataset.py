@@ -87,11 +87,23 @@ class PocketPairs(torch.utils.data.Dataset):
 
     Sample by sample all classes have their turn, each round in another order, so that a batch of a round's length
     shows every class once. Each sample is drawn from a domain of `WEB_DOMAINS`.
+
+    Args:
+        length: Number of pairs.
+        split: Any name; another name gives other pairs.
+        size: Side of the square images, in pixels.
+        class_names: A subset of the world's classes; all by default.
     """
 
-    def __init__(self, length: int, split: str = "pretrain", size: int = IMAGE_SIZE):
+    def __init__(
+        self,
+        length: int,
+        split: str = "pretrain",
+        size: int = IMAGE_SIZE,
+        class_names: Sequence[str] | None = None,
+    ):
         self.length, self.split, self.size = length, split, size
-        self.names = all_class_names()
+        self.names = list(class_names or all_class_names())
 
     def __len__(self) -> int:
         return self.length

@@ -1,4 +1,4 @@
-"""The pocket CLIP: a 1.4M-parameter `CLIPModel` with a byte-level BPE tokenizer of its own."""
+"""The pocket CLIPs: `CLIPModel`s of 1.3 to 1.4M parameters with a byte-level BPE tokenizer of their own."""
 
 import copy
 import json
@@ -16,17 +16,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel, CLIPResNetVisionConfig
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.atlas import ASSETS, class_names
 from peft_cbpt.pocket.render import BACKGROUND_COLOURS, IMAGE_SIZE
 
 VOCABULARY_SIZE = 2000
-SHIPPED_MODELS = {"pocket:clean": ASSETS / "clip-clean", "pocket:badnet": ASSETS / "clip-badnet"}
+PROJECTION_DIM = 128
+ARCHITECTURES = ("vit", "resnet")
+SHIPPED_MODELS = {
+    "pocket:clean": ASSETS / "clip-clean",
+    "pocket:badnet": ASSETS / "clip-badnet",
+}
 
 
 def resolve_model(name_or_path: str) -> str:
-    """The folder of a shipped pocket model (`pocket:clean`, `pocket:badnet`); anything else is returned as it is."""
+    """The folder of a shipped pocket model, such as `pocket:clean`; anything else is returned as it is."""
     if not name_or_path.startswith("pocket:"):
         return name_or_path
     if name_or_path not in SHIPPED_MODELS:
@@ -60,8 +66,14 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, merges=merges)  # type: ignore[arg-type]
 
 
-def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """An untrained pocket CLIP; its text tower keeps CLIP's 77 positions."""
+def build_model(tokenizer: CLIPTokenizer, architecture: str = "vit") -> CLIPModel:
+    """An untrained pocket CLIP with a `vit` or a `resnet` image tower; its text tower keeps CLIP's 77 positions.
+
+    Raises:
+        InputError: for another architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"there is no pocket architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}")
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -69,12 +81,24 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=77,
-        projection_dim=128,
+        projection_dim=PROJECTION_DIM,
         hidden_act="gelu",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
+    if architecture == "resnet":
+        resnet = CLIPResNetVisionConfig(
+            depths=[1, 1, 1, 1],
+            width=12,
+            num_attention_heads=6,
+            image_size=IMAGE_SIZE,
+            projection_dim=PROJECTION_DIM,
+            strides=[1, 2, 2, 1],
+        )
+        return CLIPResNetModel(
+            CLIPResNetConfig(text_config=text.to_dict(), vision_config=resnet.to_dict(), projection_dim=PROJECTION_DIM)
+        )
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -82,10 +106,12 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
         num_attention_heads=4,
         image_size=IMAGE_SIZE,
         patch_size=8,
-        projection_dim=128,
+        projection_dim=PROJECTION_DIM,
         hidden_act="gelu",
     )
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=PROJECTION_DIM)
+    )
 
 
 def build_image_processor() -> CLIPImageProcessorPil:

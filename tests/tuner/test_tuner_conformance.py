@@ -42,6 +42,7 @@ ROWS = [
     Row("middle, legacy EOS", "clip-legacy-eos", {"class_token_position": "middle"}),
     Row("template, legacy EOS", "clip-legacy-eos", {"context_init": "template"}),
     Row("batch norm subclass", "batch-norm-subclass", {"class_token_position": "front"}),
+    Row("ResNet", "clip-resnet", {"class_token_position": "middle"}),
     Row("CLIPSeg", "clipseg"),
 ]
 

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel
+
 IMAGE_SIZE = 16
 NUM_POSITIONS = 24
 WIDTH = 16
@@ -56,6 +58,13 @@ class TokenBatchNorm(torch.nn.BatchNorm1d):
         return super().forward(hidden.transpose(1, 2)).transpose(1, 2)
 
 
+def _clip_resnet() -> CLIPResNetModel:
+    vision = {"depths": [1, 1, 1, 1], "width": 4, "num_attention_heads": 2, "image_size": IMAGE_SIZE}
+    vision |= {"strides": [1, 2, 1, 1], "projection_dim": 12}
+    text = towers()["text_config"]
+    return CLIPResNetModel(CLIPResNetConfig(text_config=text, vision_config=vision, projection_dim=12))
+
+
 AutoConfig.register("batch_norm_clip", BatchNormConfig)
 AutoModel.register(BatchNormConfig, BatchNormCLIP)
 
@@ -80,6 +89,7 @@ def _clip(eos_token_id: int | None = None) -> CLIPModel:
 
 VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "clip": _clip,
+    "clip-resnet": _clip_resnet,
     "clip-legacy-eos": lambda: _clip(eos_token_id=2),
     "batch-norm-subclass": lambda: BatchNormCLIP(BatchNormConfig(**towers(), projection_dim=12)),
     "clipseg": lambda: CLIPSegModel(CLIPSegConfig(**towers(), projection_dim=12)),

@@ -1,0 +1,87 @@
+"""Turn an OpenAI, OpenCLIP, CleanCLIP or BadCLIP checkpoint into a transformers folder, or back.
+
+    peft-cbpt convert SOURCE --output_dir DIR
+
+SOURCE is a file (safetensors, .pt, .bin) or a folder. The architecture is read off the weights' shapes, and the result
+is compared with the source before the folder takes its name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from peft_cbpt.clip.convert import (
+    Checkpoint,
+    build_model,
+    check_features,
+    read_checkpoint,
+    save_openai,
+    save_transformers,
+)
+from peft_cbpt.clip.loading import load_clip
+from peft_cbpt.clip.vocabulary import find_tokenizer
+from peft_cbpt.commands.files import staged_folder
+from peft_cbpt.commands.parsing import parse
+
+
+@dataclass
+class ConvertArguments:
+    """What to convert."""
+
+    source: str = field(
+        metadata={"help": "The checkpoint: a file or a folder; may also stand first, without its name."}
+    )
+    output_dir: str = field(metadata={"help": "Folder to write; must not exist, or be empty."})
+    to: str = field(
+        default="transformers",
+        metadata={
+            "help": "Layout to write: a transformers folder or OpenAI's names.",
+            "choices": ["transformers", "openai"],
+        },
+    )
+    activation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Not told by the weights. By default a folder's config says it; for a file quick_gelu, as in "
+            "OpenAI's models and those trained from them. OpenCLIP models whose name lacks `quickgelu` need gelu.",
+            "choices": ["quick_gelu", "gelu"],
+        },
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of the tokenizer; CLIP's own by default."}
+    )
+    allow_unsafe: bool = field(
+        default=False,
+        metadata={"help": "Load pickles and TorchScript archives that run code. Only from people you trust."},
+    )
+
+
+def convert(argv: Sequence[str]) -> None:
+    """Convert a checkpoint; see the module's docstring."""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--source", *argv]
+    (arguments,) = parse([ConvertArguments], argv, __doc__ or "")
+    with staged_folder(arguments.output_dir) as staging:
+        print(f"reading {arguments.source}", flush=True)
+        checkpoint = read_checkpoint(arguments.source, arguments.activation, arguments.allow_unsafe)
+        _describe(checkpoint, arguments)
+        if arguments.to == "openai":
+            images, texts = check_features(checkpoint.weights, build_model(checkpoint))
+            save_openai(staging, checkpoint)
+        else:
+            named = arguments.tokenizer or (str(checkpoint.folder) if checkpoint.folder else None)
+            tokenizer = find_tokenizer(named)
+            save_transformers(staging, build_model(checkpoint), checkpoint, tokenizer)
+            images, texts = check_features(checkpoint.weights, load_clip(str(staging)).model)
+    print(f"largest difference of features before and after: images {images:.1e}, texts {texts:.1e}")
+    print(f"written to {arguments.output_dir}")
+
+
+def _describe(checkpoint: Checkpoint, arguments: ConvertArguments) -> None:
+    count = sum(value.numel() for name, value in checkpoint.weights.items())
+    if arguments.activation is not None:
+        why = "as given"
+    elif checkpoint.folder is not None:
+        why = "from the folder's config"
+    else:
+        why = "the default; --activation gelu for OpenCLIP models whose name lacks quickgelu"
+    print(f"{checkpoint.architecture}, {count:,} weights, activation {checkpoint.activation} ({why})", flush=True)
