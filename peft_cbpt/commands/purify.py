@@ -17,7 +17,6 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from peft_cbpt.attacks.attack_file import read_attacks
-from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
@@ -33,6 +32,7 @@ from peft_cbpt.reports.before_after import PICTURE_FILE, draw_before_after
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import STAGING_FOLDER, CBPTTrainer
 from peft_cbpt.tuner import CBPTConfig
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 POCKET_IMAGES_PER_CLASS = 32
 

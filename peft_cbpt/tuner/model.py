@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from peft_cbpt.tuner.base import check_base, check_prompts, load_tokenizer
 from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.fingerprint import check_base_fingerprint
 from peft_cbpt.tuner.layer import CBPTEmbedding
 
 
@@ -125,6 +126,7 @@ class CBPTModel(BaseTuner):
         if peft_config.recorded_ids is None:
             peft_config.tokenize(load_tokenizer(peft_config, self.model))
         check_prompts(peft_config, self.model)
+        check_base_fingerprint(peft_config, self.model)
         return peft_config
 
     def _create_and_replace(
