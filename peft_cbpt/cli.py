@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.poison import poison
 from peft_cbpt.commands.purify import purify
+from peft_cbpt.commands.push import push
 
-COMMANDS = {"purify": purify, "poison": poison}
+COMMANDS = {"purify": purify, "poison": poison, "push": push}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command and return the exit code: 0, 1 when the Hub fails, 2 for bad input, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="peft-cbpt", description=__doc__)
     parser.add_argument("command", choices=COMMANDS, help="What to do; `peft-cbpt COMMAND --help` says more.")
     words = list(sys.argv[1:] if argv is None else argv)

@@ -23,10 +23,13 @@ from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
+from peft_cbpt.commands.push import plan_push
 from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch, measure, peak_memory_bytes, print_table, settings_of
 from peft_cbpt.data.images import LabelledImages, few_shot_rows, load_labelled_images
 from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import encode_images
+from peft_cbpt.hub.card import write_card
+from peft_cbpt.hub.sharing import is_local, without_local_paths
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.reports.before_after import PICTURE_FILE, draw_before_after
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
@@ -59,6 +62,9 @@ class PurifyArguments:
     num_context_tokens: int = field(default=4, metadata={"help": "M of Eq. 8."})
     class_token_position: str = field(default="end", metadata={"help": "end, middle or front."})
     template: str = field(default=PLAIN_TEMPLATE, metadata={"help": "Prompt of the undefended classifier."})
+    base_model_id: str | None = field(
+        default=None, metadata={"help": "Hub id of the model, where model_name_or_path is a folder."}
+    )
 
 
 def purify(argv: Sequence[str]) -> None:
@@ -67,9 +73,13 @@ def purify(argv: Sequence[str]) -> None:
     stopwatch = Stopwatch()
     output = prepare_output(training.output_dir)
     set_seed(training.seed)
+    base = arguments.base_model_id or arguments.model_name_or_path
+    base = "" if is_local(base) else base
+    push = plan_push(training, base)
 
     with stopwatch("load"):
         clip = load_clip(resolve_model(arguments.model_name_or_path))
+        clip.model.name_or_path = clip.model.config._name_or_path = ""  # so that no path gets into a checkpoint
         train_images, test_images, class_names = _load_images(arguments, training.seed, clip)
         attacks = read_attacks(arguments.attacks, class_names)
         model = _attach(arguments, class_names, clip)
@@ -92,7 +102,7 @@ def purify(argv: Sequence[str]) -> None:
     if PartialState().is_main_process:
         for stale in (RESULTS_FILE, PICTURE_FILE):
             (output / stale).unlink(missing_ok=True)
-        _save_adapter(model, output)
+        config = _save_adapter(model, output, base)
         results = {
             "schema_version": 1,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -111,11 +121,14 @@ def purify(argv: Sequence[str]) -> None:
             "seed": training.seed,
             "versions": package_versions(),
         }
-        write_json(output / RESULTS_FILE, results)
+        write_json(output / RESULTS_FILE, without_local_paths(results))
         draw_before_after(
             output / PICTURE_FILE, test_images, encoded, attacks, class_names, before_features, after_features
         )
+        write_card(output, config, training.hub_model_id)
         print_table(results, output)
+        if push:
+            print(f"pushed: {push(output).commit_url}")
 
 
 def _load_images(
@@ -158,7 +171,7 @@ def _attach(arguments: PurifyArguments, class_names: list[str], clip: LoadedCLIP
             class_token_position=arguments.class_token_position,
             template=arguments.template,
         )
-        return get_peft_model(clip.model, config.tokenize(clip.tokenizer))
+        return get_peft_model(clip.model, config.tokenize(clip.tokenizer).record_base(clip.model))
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -206,11 +219,15 @@ def _class_features(model: PeftModel, adapter: bool) -> Tensor:
         return model.encode_class_prompts().cpu()
 
 
-def _save_adapter(model: PeftModel, output: Path) -> None:
-    """Save the adapter under a temporary name, then move its files into place, the weights last."""
+def _save_adapter(model: PeftModel, output: Path, base: str) -> CBPTConfig:
+    """Save the adapter for the base of that name under a temporary name, then move its files, the weights last."""
     staging = output / STAGING_FOLDER
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(str(staging))
+    config = CBPTConfig.from_pretrained(staging)
+    config.base_model_name_or_path = base or None
+    config.save_pretrained(str(staging))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         os.replace(staging / name, output / name)
     shutil.rmtree(staging)
+    return config

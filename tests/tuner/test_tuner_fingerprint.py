@@ -157,7 +157,8 @@ def spoil_header(file: Path) -> None:
 
 
 def rename_the_context(file: Path) -> None:
-    save_file({"other": value for value in load_file(file).values()}, file)
+    (context,) = load_file(file).values()
+    save_file({"other": context}, file)
 
 
 DAMAGES = {
