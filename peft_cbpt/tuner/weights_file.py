@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -26,7 +26,7 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None = None, 
         return file if file.is_file() else None
     try:
         return Path(hf_hub_download(str(name_or_path), SAFETENSORS_WEIGHTS_NAME, subfolder=subfolder, **download))
-    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError):
+    except (EntryNotFoundError, HfHubHTTPError):  # what is wrong, PEFT will say
         return None
 
 

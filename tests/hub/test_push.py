@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import constants, parse_eval_result_entries
+from huggingface_hub import HfApi, constants, parse_eval_result_entries
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 
@@ -255,8 +255,6 @@ def test_paths_are_cut_to_their_last_part(tmp_path, monkeypatch):
 
 def test_the_loopback_refuses_what_the_hub_refuses(hub, adapter):
     push_adapter(adapter, "ada/purified", private=True)
-    from huggingface_hub import HfApi
-
     for token, status in ((STRANGER_TOKEN, 404), (False, 401)):
         with pytest.raises(HfHubHTTPError) as raised:
             HfApi(token=token).model_info("ada/purified")

@@ -1,7 +1,7 @@
 """Purify with push, and load from the Hub: new processes, empty caches, real requests."""
 
+import io
 import re
-import zlib
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,12 @@ import yaml
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
+from peft_cbpt import CBPTConfig
+from peft_cbpt.hub import push_adapter
 from peft_cbpt.pocket.model import resolve_model
 from tests.hub.conftest import BASE_ID, JOB
 from tests.hub.loopback import OWNER_TOKEN
@@ -43,8 +46,6 @@ def assert_no_trace(files: dict[str, bytes], *words: str) -> None:
     for name, content in files.items():
         texts = [content]
         if name.endswith(".png"):
-            import io
-
             texts += [str(value).encode() for value in Image.open(io.BytesIO(content)).info.values()]
         for text in texts:
             for word in words:
@@ -87,8 +88,6 @@ def test_purify_push_and_load(hub, fresh, tmp_path):
 
 
 def test_the_pushed_card_is_valid(hub, adapter):
-    from peft_cbpt.hub import push_adapter
-
     push_adapter(adapter, "ada/purified")
     loaded = ModelCard.load("ada/purified")
     loaded.validate()
@@ -105,9 +104,6 @@ def test_the_pushed_card_is_valid(hub, adapter):
 
 def test_a_branch_and_a_tag_load_by_revision(hub, adapter, fresh, tmp_path):
     """Two adapters of one repository; each revision gives its own logits by every loader."""
-    from peft_cbpt import CBPTConfig
-    from peft_cbpt.hub import push_adapter
-
     hub.upload(BASE_ID, Path(resolve_model("pocket:badnet")))
     push_adapter(adapter, "ada/purified", tag="v1")
     first = local_logits(adapter)
@@ -142,13 +138,11 @@ def test_a_branch_and_a_tag_load_by_revision(hub, adapter, fresh, tmp_path):
 
 def test_the_scan_finds_a_trace(tmp_path):
     """Proof of the check above: it sees a path in plain text and in a picture."""
-    from PIL.PngImagePlugin import PngInfo
-
     info = PngInfo()
     info.add_text("Source", "/home/zaphod/picture", zip=True)
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
     content = (tmp_path / "a.png").read_bytes()
-    assert b"zaphod" not in content and zlib.compress(b"") not in content
+    assert b"zaphod" not in content
     for files in ({"a.png": content}, {"a.json": b'"/home/zaphod"'}):
         with pytest.raises(AssertionError, match="zaphod in a"):
             assert_no_trace(files, "zaphod")
