@@ -13,6 +13,8 @@ from peft_cbpt.tuner import CBPTConfig
 
 CARD_FILE = "README.md"
 MARK = "<!-- Written by peft_cbpt at every push. Remove this line to keep a card of your own. -->"
+GENERIC_TITLE = "# Model Card for Model ID"
+"""Stands in the card that PEFT writes with every adapter."""
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 SHOWN_SETTINGS = (
     "num_shots",
@@ -89,7 +91,7 @@ def make_card(
 def write_card(folder: Path, config: CBPTConfig, repo_id: str | None = None, base_model_id: str | None = None) -> None:
     """Write the card of the adapter in `folder` as its `README.md`, unless one of somebody's own is there."""
     file = folder / CARD_FILE
-    if file.is_file() and MARK not in file.read_text(encoding="utf-8"):
+    if file.is_file() and not any(ours in file.read_text(encoding="utf-8") for ours in (MARK, GENERIC_TITLE)):
         return
     card = make_card(config, read_results(folder), find_pictures(folder), repo_id, base_model_id)
     temporary = file.with_name(f".{CARD_FILE}.incomplete")

@@ -82,6 +82,12 @@ def test_a_card_of_ones_own_is_kept(hub, adapter):
     assert hub.files("ada/purified")["README.md"].decode().endswith("Mine.\n")
 
 
+def test_the_generic_card_of_peft_is_replaced(hub, adapter):
+    (adapter / "README.md").write_text(f"---\nbase_model: {adapter}\n---\n\n# Model Card for Model ID\n")
+    push_adapter(adapter, "ada/purified")
+    assert "# purified\n" in hub.files("ada/purified")["README.md"].decode()
+
+
 def test_the_command_pushes_and_says_where(hub, adapter, capsys):
     assert main(["push", str(adapter), "--hub_model_id", "ada/purified", "--tag", "v1", "--private"]) == 0
     assert f"pushed: {hub.endpoint}/ada/purified/commit/" in capsys.readouterr().out
