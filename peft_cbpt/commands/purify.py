@@ -23,13 +23,13 @@ from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
-from peft_cbpt.commands.push import plan_push
+from peft_cbpt.commands.push import name_of_base, plan_push
 from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch, measure, peak_memory_bytes, print_table, settings_of
 from peft_cbpt.data.images import LabelledImages, few_shot_rows, load_labelled_images
 from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import encode_images
 from peft_cbpt.hub.card import write_card
-from peft_cbpt.hub.sharing import is_local, without_local_paths
+from peft_cbpt.hub.sharing import without_local_paths
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.reports.before_after import PICTURE_FILE, draw_before_after
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
@@ -73,8 +73,7 @@ def purify(argv: Sequence[str]) -> None:
     stopwatch = Stopwatch()
     output = prepare_output(training.output_dir)
     set_seed(training.seed)
-    base = arguments.base_model_id or arguments.model_name_or_path
-    base = "" if is_local(base) else base
+    base = name_of_base(arguments.model_name_or_path, arguments.base_model_id)
     push = plan_push(training, base)
 
     with stopwatch("load"):

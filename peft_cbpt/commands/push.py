@@ -6,12 +6,15 @@ from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitInfo
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.errors import InputError
 from peft_cbpt.hub import check_destination, push_adapter
+from peft_cbpt.hub.sharing import is_local
 
 
 @dataclass
@@ -45,6 +48,21 @@ def push(argv: Sequence[str]) -> None:
         token=arguments.hub_token,
     )
     print(f"pushed: {commit.commit_url}")
+
+
+def name_of_base(model_name_or_path: str, base_model_id: str | None) -> str:
+    """What adapters and cards call the base model: a Hub id or `pocket:NAME`; "" for a folder without an id.
+
+    Raises:
+        InputError: if `base_model_id` is no Hub id.
+    """
+    if base_model_id is None:
+        return "" if is_local(model_name_or_path) else model_name_or_path
+    try:
+        validate_repo_id(base_model_id)
+    except HFValidationError as error:
+        raise InputError(f"base_model_id must be a Hub id, NAMESPACE/NAME, not {base_model_id!r}") from error
+    return base_model_id
 
 
 def plan_push(training: TrainingArguments, base: str) -> Callable[[Path], CommitInfo] | None:

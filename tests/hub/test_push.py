@@ -160,6 +160,7 @@ SETTINGS = {
     "no id": ([], "push_to_hub needs hub_model_id"),
     "checkpoints": (["--hub_model_id", "ada/a", "--hub_strategy", "checkpoint"], "checkpoints are not pushed"),
     "base without a name": (["--hub_model_id", "ada/a", "--model_name_or_path", "{folder}"], "base_model_id"),
+    "base that is a path": (["--base_model_id", "{folder}"], "base_model_id must be a Hub id"),
 }
 
 
