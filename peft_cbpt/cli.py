@@ -10,6 +10,7 @@ from peft_cbpt.commands.export import export
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.poison import poison
 from peft_cbpt.commands.purify import purify
+from peft_cbpt.commands.push import push
 from peft_cbpt.commands.report import report
 
 COMMANDS = {
@@ -19,11 +20,12 @@ COMMANDS = {
     "convert": convert,
     "report": report,
     "export": export,
+    "push": push,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command and return the exit code: 0, 1 when the Hub fails, 2 for bad input, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="peft-cbpt", description=__doc__)
     parser.add_argument("command", choices=COMMANDS, help="What to do; `peft-cbpt COMMAND --help` says more.")
     words = list(sys.argv[1:] if argv is None else argv)

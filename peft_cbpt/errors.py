@@ -1,5 +1,9 @@
-"""Errors that are the input's fault; the command line prints them as one line and exits with code 2."""
+"""Errors that the command line prints as one line: the input's fault (exit code 2), or the Hub's (exit code 1)."""
 
 
 class InputError(ValueError):
     """Something given by the user cannot be used; the message says what, where, and what to do."""
+
+
+class HubError(RuntimeError):
+    """The Hub could not be reached, or refused; the message says how to try again."""

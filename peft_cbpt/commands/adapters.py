@@ -73,7 +73,7 @@ def load_adapter(folder: Path, clip: LoadedCLIP) -> PeftModel:
         InputError: if the adapter is damaged or belongs to another base.
     """
     try:
-        return PeftModel.from_pretrained(clip.model, str(folder)).eval()
+        return PeftModel.from_pretrained(clip.model, str(folder), strict=True).eval()
     except Exception as error:  # peft, safetensors and torch raise many kinds
         line = " ".join(str(error).split())
         raise InputError(f"cannot load the adapter in {folder} onto this base model: {line}") from error

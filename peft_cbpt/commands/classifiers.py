@@ -12,12 +12,12 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from peft_cbpt.attacks.attack_file import Attack
-from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import template_text_features
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.tuner import CBPTConfig
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 TEMPLATE = "template"
 # Where an adapter came from does not change what it answers.

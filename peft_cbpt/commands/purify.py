@@ -18,13 +18,13 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from peft_cbpt.attacks.attack_file import read_attacks
-from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
+from peft_cbpt.commands.push import name_of_base, plan_push
 from peft_cbpt.commands.results import (
     RESULTS_FILE,
     SCHEMA_VERSION,
@@ -39,11 +39,14 @@ from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import encode_images
+from peft_cbpt.hub.card import write_card
+from peft_cbpt.hub.sharing import without_local_paths
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.reports.before_after import PICTURE_FILE, draw_before_after
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import STAGING_FOLDER, CBPTTrainer
 from peft_cbpt.tuner import CBPTConfig
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 POCKET_IMAGES_PER_CLASS = 32
 
@@ -71,6 +74,9 @@ class PurifyArguments:
     num_context_tokens: int = field(default=4, metadata={"help": "M of Eq. 8."})
     class_token_position: str = field(default="end", metadata={"help": "end, middle or front."})
     template: str = field(default=PLAIN_TEMPLATE, metadata={"help": "Prompt of the undefended classifier."})
+    base_model_id: str | None = field(
+        default=None, metadata={"help": "Hub id of the model, where model_name_or_path is a folder."}
+    )
 
 
 def purify(argv: Sequence[str]) -> None:
@@ -79,9 +85,12 @@ def purify(argv: Sequence[str]) -> None:
     stopwatch = Stopwatch()
     output = prepare_output(training.output_dir)
     set_seed(training.seed)
+    base = name_of_base(arguments.model_name_or_path, arguments.base_model_id)
+    push = plan_push(training, base)
 
     with stopwatch("load"):
         clip = load_clip(resolve_model(arguments.model_name_or_path))
+        clip.model.name_or_path = clip.model.config._name_or_path = ""  # so that no path gets into a checkpoint
         train_images, test_images, class_names, skipped_shots = load_images(arguments, training.seed, clip)
         attacks = read_attacks(arguments.attacks, class_names)
         model = _attach(arguments, class_names, clip)
@@ -105,7 +114,7 @@ def purify(argv: Sequence[str]) -> None:
     if PartialState().is_main_process:
         for stale in (RESULTS_FILE, PICTURE_FILE):
             (output / stale).unlink(missing_ok=True)
-        _save_adapter(model, output)
+        config = _save_adapter(model, output, base)
         results = {
             "schema_version": SCHEMA_VERSION,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -128,11 +137,14 @@ def purify(argv: Sequence[str]) -> None:
             "seed": training.seed,
             "versions": package_versions(),
         }
-        write_json(output / RESULTS_FILE, results)
+        write_json(output / RESULTS_FILE, without_local_paths(results))
         draw_before_after(
             output / PICTURE_FILE, test_images, encoded, attacks, class_names, before_features, after_features
         )
+        write_card(output, config, training.hub_model_id)
         print_table(results, output)
+        if push:
+            print(f"pushed: {push(output).commit_url}")
 
 
 def load_images(
@@ -179,7 +191,7 @@ def _attach(arguments: PurifyArguments, class_names: list[str], clip: LoadedCLIP
             class_token_position=arguments.class_token_position,
             template=arguments.template,
         )
-        return get_peft_model(clip.model, config.tokenize(clip.tokenizer))
+        return get_peft_model(clip.model, config.tokenize(clip.tokenizer).record_base(clip.model))
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -231,11 +243,15 @@ def class_features(model: PeftModel, clip: LoadedCLIP, adapter: bool) -> Callabl
     return features
 
 
-def _save_adapter(model: PeftModel, output: Path) -> None:
-    """Save the adapter under a temporary name, then move its files into place, the weights last."""
+def _save_adapter(model: PeftModel, output: Path, base: str) -> CBPTConfig:
+    """Save the adapter for the base of that name under a temporary name, then move its files, the weights last."""
     staging = output / STAGING_FOLDER
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(str(staging))
+    config = CBPTConfig.from_pretrained(staging)
+    config.base_model_name_or_path = base or None
+    config.save_pretrained(str(staging))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         os.replace(staging / name, output / name)
     shutil.rmtree(staging)
+    return config

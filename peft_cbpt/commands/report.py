@@ -13,7 +13,6 @@ from transformers import TrainingArguments
 
 from peft_cbpt.attacks import trigger_from_config
 from peft_cbpt.attacks.attack_file import Attack
-from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.commands.adapters import adapter_folder, load_adapter, load_base, read_json
 from peft_cbpt.commands.files import prepare_output
 from peft_cbpt.commands.parsing import folder_first, parse
@@ -25,6 +24,7 @@ from peft_cbpt.reports.page import render_page
 from peft_cbpt.reports.pictures import PurifiedModel, draw_pictures
 from peft_cbpt.reports.style import png_bytes, write_bytes
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 PAGE_FILE = "report.html"
 NEEDED_PACKAGES = {"captum": "captum", "sklearn": "scikit-learn", "jinja2": "jinja2"}

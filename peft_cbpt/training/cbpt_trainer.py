@@ -20,7 +20,6 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
 from peft_cbpt.purification.feature_bank import TriggerInverter, build_feature_bank
 from peft_cbpt.purification.losses import l_bn, purification_objective
@@ -30,6 +29,7 @@ from peft_cbpt.training.checkpoints import CACHE_FILE, check_checkpoint, job_has
 from peft_cbpt.training.epoch_log import EpochLog
 from peft_cbpt.training.forward_redirection import call_through
 from peft_cbpt.training.samples import BankRows, checked_samples, collate
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 STAGING_FOLDER = ".incomplete"
 

@@ -5,10 +5,11 @@ transformers' own `load_adapter` know it.
 """
 
 from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.fingerprint import BaseMismatchWarning, weights_fingerprint
 from peft_cbpt.tuner.layer import CBPTEmbedding
 from peft_cbpt.tuner.model import CBPTModel
 from peft_cbpt.tuner.register import register
 
-__all__ = ["CBPTConfig", "CBPTEmbedding", "CBPTModel"]
+__all__ = ["BaseMismatchWarning", "CBPTConfig", "CBPTEmbedding", "CBPTModel", "weights_fingerprint"]
 
 register(CBPTModel)

@@ -1,12 +1,19 @@
 """The configuration of the class-wise prompts."""
 
+import copy
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig, PeftType
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from peft_cbpt.tuner.fingerprint import base_fingerprints
 from peft_cbpt.tuner.prompts import RecordedIds, check_class_names, check_template_context, tokenize_classes
+from peft_cbpt.tuner.weights_file import check_weights, context_fingerprint, find_weights
 
 POSITIONS = ("end", "middle", "front")
 CONTEXT_INITS = ("normal", "template")
@@ -55,6 +62,12 @@ class CBPTConfig(PeftConfig):
             Recorded: the token every prompt starts with.
         eos_token_id (`int`, *optional*):
             Recorded: the token every prompt ends with, at which the text tower pools.
+        base_fingerprint (`dict[str, str]`, *optional*):
+            Recorded by [`~CBPTConfig.record_base`]: the hash of the base's weights, and of its copies in half
+            precision. Loading the adapter onto another model warns (`BaseMismatchWarning`); with
+            `PeftModel.from_pretrained(base, adapter, strict=True)` it is an error.
+        context_fingerprint (`str`, *optional*):
+            Recorded when the adapter is saved: the hash of its own weights.
 
     Raises:
         ValueError: if a value is outside what is said above.
@@ -99,9 +112,16 @@ class CBPTConfig(PeftConfig):
     )
     bos_token_id: int | None = field(default=None, metadata={"help": "Recorded: the token every prompt starts with."})
     eos_token_id: int | None = field(default=None, metadata={"help": "Recorded: the token every prompt ends with."})
+    base_fingerprint: dict[str, str] | None = field(
+        default=None, metadata={"help": "Recorded: hash of the base's weights, by the dtype they are rounded to."}
+    )
+    context_fingerprint: str | None = field(
+        default=None, metadata={"help": "Recorded when saving: hash of the adapter's own weights."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.strict = False
         self.peft_type = PeftType("CBPT")
         if self.auto_mapping is None:
             self.auto_mapping = {"base_model_class": "AutoModel", "parent_library": "transformers"}
@@ -136,14 +156,54 @@ class CBPTConfig(PeftConfig):
             setattr(self, name, value)
         return self
 
+    def record_base(self, model: nn.Module) -> "CBPTConfig":
+        """Records the fingerprint of the base model and returns the config itself.
+
+        Args:
+            model: The CLIP that the adapter is made for, in the precision of its checkpoint.
+        """
+        self.base_fingerprint = base_fingerprints(model)
+        return self
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        subfolder: str | None = None,
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> "CBPTConfig":
+        """Loads the config, and sees that the weights beside it are whole and those it was saved with.
+
+        `PeftModel.from_pretrained` comes through here.
+
+        Args:
+            pretrained_model_name_or_path: The adapter's folder or Hub id.
+            subfolder: A folder in it.
+            strict: Refuse another base model than the recorded one instead of warning.
+            **kwargs: For `huggingface_hub.hf_hub_download`, such as `revision`, `token` and `cache_dir`.
+
+        Raises:
+            ValueError: if the config is missing or wrong, or if the weights are damaged or were changed.
+        """
+        config: Any = super().from_pretrained(str(pretrained_model_name_or_path), subfolder, **kwargs)
+        config.strict = strict
+        download, _, _ = cls._split_kwargs(kwargs)
+        if weights := find_weights(pretrained_model_name_or_path, subfolder, **download):
+            check_weights(weights, config.context_fingerprint)
+        return config
+
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Saves `adapter_config.json`.
+        """Saves `adapter_config.json`, with the fingerprint of the weights that were saved beside it.
 
         `PeftModel.save_pretrained` would write the class of the base model as its `auto_mapping`, and
         `AutoPeftModel` refuses classes outside transformers; the config's own `auto_mapping` is kept instead.
         """
         kwargs.pop("auto_mapping_dict", None)
-        super().save_pretrained(save_directory, **kwargs)
+        saved = copy.copy(self)
+        weights = Path(save_directory, SAFETENSORS_WEIGHTS_NAME)
+        saved.context_fingerprint = context_fingerprint(weights) if weights.is_file() else None
+        super(CBPTConfig, saved).save_pretrained(save_directory, **kwargs)
 
     def _check_settings(self) -> None:
         if self.num_context_tokens < 1:

@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from peft_cbpt.tuner.base import check_base, check_prompts, load_tokenizer
 from peft_cbpt.tuner.config import CBPTConfig
 from peft_cbpt.tuner.export import KINDS, load_image_processor, write_clip, write_text_features
+from peft_cbpt.tuner.fingerprint import check_base_fingerprint
 from peft_cbpt.tuner.layer import CBPTEmbedding
 
 
@@ -182,6 +183,7 @@ class CBPTModel(BaseTuner):
         if peft_config.recorded_ids is None:
             peft_config.tokenize(load_tokenizer(peft_config, self.model))
         check_prompts(peft_config, self.model)
+        check_base_fingerprint(peft_config, self.model)
         return peft_config
 
     def _create_and_replace(

@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.tuner import CBPTConfig, CBPTModel
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 
 def test_normalising_pixels_equals_the_image_processor(poisoned_clip, few_shots):

@@ -7,12 +7,12 @@ from peft import AutoPeftModel, PeftModel, get_peft_model
 from transformers import AutoModel, CLIPModel
 
 import peft_cbpt  # noqa: F401
-from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.resnet import CLIPResNetVisionConfig
 from peft_cbpt.pocket.model import build_image_processor, build_model, build_tokenizer, save_clip_folder
 from peft_cbpt.tuner import CBPTConfig
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 SIDE = 48
 

@@ -6,9 +6,9 @@ import torch
 from peft import AutoPeftModel
 
 from peft_cbpt.cli import main
-from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.pocket.model import build_image_processor, build_model, build_tokenizer, save_clip_folder
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 OPTIONS = """
 --dataset_name pocket:base --attacks pocket:badnet --num_classes 4 --num_shots 2 --test_images_per_class 2

@@ -7,11 +7,11 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from peft_cbpt.clip.fingerprint import weights_fingerprint
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 from peft_cbpt.training.forward_redirection import call_through
 from peft_cbpt.tuner import CBPTConfig
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
 from tests.conftest import FEW_CLASSES
 
 LINF = {"norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}

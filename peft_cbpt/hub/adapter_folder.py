@@ -1,0 +1,73 @@
+"""The files of an adapter's folder, read and checked before they are shared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+
+from peft_cbpt.errors import InputError
+from peft_cbpt.hub.sharing import is_local, without_local_paths
+from peft_cbpt.tuner import CBPTConfig
+
+RESULTS_FILE = "results.json"
+PICTURES = ("*.png", "*.html")
+POCKET_PREFIX = "pocket:"
+
+
+def read_adapter(folder: Path) -> CBPTConfig:
+    """The config of a CBPT adapter whose files are whole and fit each other.
+
+    Raises:
+        InputError: if a file is missing, damaged or changed, or if weights and config are of different adapters.
+    """
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} has no {name}: give the folder that purify wrote")
+    try:
+        kind = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["peft_type"]
+        if kind != "CBPT":
+            raise InputError(f"{folder} holds an adapter of kind {kind}, not CBPT")
+        config = CBPTConfig.from_pretrained(folder)
+        shapes = [tuple(value.shape) for value in load_file(folder / SAFETENSORS_WEIGHTS_NAME).values()]
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise InputError(f"the adapter in {folder} cannot be used: {str(error).rstrip('.')}") from error
+    needed = (len(config.class_names or []), config.num_context_tokens)
+    if [shape[:2] for shape in shapes] != [needed]:
+        raise InputError(
+            f"the config in {folder} has {needed[0]} classes with {needed[1]} context tokens each, but the weights "
+            f"have the shape {shapes}: these files are of different adapters"
+        )
+    return config
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """What purify measured, without paths of this machine; None if it is not there.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    file = folder / RESULTS_FILE
+    if not file.is_file():
+        return None
+    try:
+        return without_local_paths(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: write it again, or remove it") from error
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """PNG and HTML files under a folder, relative to it; hidden folders and checkpoints are left out."""
+    found = [path.relative_to(folder) for pattern in PICTURES for path in folder.rglob(pattern)]
+    return sorted(
+        path.as_posix() for path in found if not any(part.startswith((".", "checkpoint-")) for part in path.parts)
+    )
+
+
+def base_name(config: CBPTConfig, base_model_id: str | None = None) -> str | None:
+    """What to call the base model: a Hub id or `pocket:NAME`; None if only a path of this machine is known."""
+    name = base_model_id or config.base_model_name_or_path
+    return name if name and not is_local(name) else None

@@ -1,0 +1,110 @@
+"""The model card: what an adapter protects, for which base, with which evidence."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from peft_cbpt.hub.adapter_folder import POCKET_PREFIX, base_name, find_pictures, read_results
+from peft_cbpt.hub.evidence import TASK, is_hub_dataset, measured_dataset, model_index
+from peft_cbpt.tuner import CBPTConfig
+
+CARD_FILE = "README.md"
+MARK = "<!-- Written by peft_cbpt at every push. Remove this line to keep a card of your own. -->"
+GENERIC_TITLE = "# Model Card for Model ID"
+"""Stands in the card that PEFT writes with every adapter."""
+TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+SHOWN_SETTINGS = (
+    "num_shots",
+    "num_context_tokens",
+    "class_token_position",
+    "num_train_epochs",
+    "warmup_epochs",
+    "learning_rate",
+    "lambda_bn",
+    "lambda_adv",
+    "lambda_align",
+    "alpha",
+    "positives",
+    "norm",
+    "epsilon",
+    "inversion_steps",
+    "inversion_lr",
+    "inversion_step_rule",
+    "seed",
+)
+
+
+def make_card(
+    config: CBPTConfig,
+    results: Mapping[str, Any] | None,
+    pictures: list[str],
+    repo_id: str | None = None,
+    base_model_id: str | None = None,
+) -> ModelCard:
+    """The card of an adapter.
+
+    Args:
+        config: The adapter's config.
+        results: What purify measured (docs/results-schema.md), without local paths.
+        pictures: Files to show or link, relative to the card.
+        repo_id: Where the adapter will lie.
+        base_model_id: Hub id of the base model, where the config does not name it.
+    """
+    title = (repo_id or "CBPT adapter").split("/")[-1]
+    base = base_name(config, base_model_id)
+    on_hub = base is not None and not base.startswith(POCKET_PREFIX)
+    datasets = {results["settings"]["dataset_name"], measured_dataset(results)} if results else set()
+    metadata = ModelCardData(
+        base_model=base if on_hub else None,
+        base_model_relation="adapter" if on_hub else None,
+        datasets=sorted(filter(is_hub_dataset, datasets)) or None,
+        library_name="peft",
+        pipeline_tag=TASK,
+        tags=["cbpt", "clip", "backdoor-defense", "prompt-tuning"],
+        model_name=title if results else None,
+        eval_results=model_index(results) if results else None,
+    )
+    return ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        mark=MARK,
+        title=title,
+        adapter=repo_id or "path/or/hub-id/of/this/adapter",
+        base=base,
+        base_is_pocket=base is not None and not on_hub,
+        fingerprint=(config.base_fingerprint or {}).get("float32"),
+        class_names=config.class_names,
+        results=results,
+        test_dataset=measured_dataset(results) if results else None,
+        rows=_rows(results) if results else [],
+        settings={name: results["settings"][name] for name in SHOWN_SETTINGS if name in results["settings"]}
+        if results
+        else {},
+        images=[picture for picture in pictures if picture.endswith(".png")],
+        pages=[picture for picture in pictures if picture.endswith(".html")],
+    )
+
+
+def write_card(folder: Path, config: CBPTConfig, repo_id: str | None = None, base_model_id: str | None = None) -> None:
+    """Write the card of the adapter in `folder` as its `README.md`, unless one of somebody's own is there."""
+    file = folder / CARD_FILE
+    if file.is_file() and not any(ours in file.read_text(encoding="utf-8") for ours in (MARK, GENERIC_TITLE)):
+        return
+    card = make_card(config, read_results(folder), find_pictures(folder), repo_id, base_model_id)
+    temporary = file.with_name(f".{CARD_FILE}.incomplete")
+    temporary.write_text(str(card), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def _rows(results: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Label, and share in % before and after, for every figure."""
+    before, after = results["before"], results["after"]
+    rows = [("clean accuracy", before["clean_accuracy"], after["clean_accuracy"])]
+    for name, attack in results["attacks"].items():
+        for key, label in (("attack_success_rate", "attack success"), ("robust_accuracy", "accuracy under trigger")):
+            shares = before["attacks"][name][key], after["attacks"][name][key]
+            rows.append((f"{name} (target: {attack['target_class']}): {label}", *shares))
+    return [(label, 100 * first, 100 * second) for label, first, second in rows]

@@ -1,0 +1,64 @@
+"""Measured figures in the two forms the Hub reads: `model-index` of a card, and `.eval_results`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+
+TASK = "zero-shot-image-classification"
+
+
+def measured_dataset(results: Mapping[str, Any]) -> str:
+    """Name of the dataset that was measured on."""
+    settings = results["settings"]
+    return settings.get("test_dataset_name") or settings["dataset_name"]
+
+
+def is_hub_dataset(name: str) -> bool:
+    """Whether a dataset's name in results, where local paths are cut to their last part, is a Hub id."""
+    return name.count("/") == 1
+
+
+def model_index(results: Mapping[str, Any]) -> list[EvalResult]:
+    """The purified classifier's figures as `EvalResult`s, shares in [0, 1]."""
+    dataset = measured_dataset(results)
+
+    def entry(kind: str, name: str, value: float) -> EvalResult:
+        return EvalResult(
+            task_type=TASK,
+            task_name="Zero-Shot Image Classification",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=results["settings"].get("test_split"),
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 6),
+        )
+
+    after = results["after"]
+    entries = [entry("accuracy", "clean accuracy", after["clean_accuracy"])]
+    for attack, figures in after["attacks"].items():
+        entries.append(entry("attack_success_rate", f"{attack}: attack success rate", figures["attack_success_rate"]))
+        entries.append(entry("robust_accuracy", f"{attack}: accuracy under trigger", figures["robust_accuracy"]))
+    return entries
+
+
+def eval_results_file(results: Mapping[str, Any]) -> tuple[str, bytes] | None:
+    """Path and content of the `.eval_results` file: clean accuracy on a dataset of the Hub; None for other data.
+
+    An attack success rate is no benchmark of a dataset and stays in the card.
+    """
+    dataset = measured_dataset(results)
+    if not is_hub_dataset(dataset):
+        return None
+    entry = EvalResultEntry(
+        dataset_id=dataset,
+        task_id=TASK,
+        value=round(100 * results["after"]["clean_accuracy"], 2),
+        date=results["date"],
+        notes=f"top-1 in % over {len(results['class_names'])} classes, {results['n_test_images']} images, "
+        f"split {results['settings'].get('test_split')}",
+    )
+    content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return f".eval_results/{dataset.replace('/', '__')}.yaml", content.encode()
