@@ -44,7 +44,9 @@ class Classifier:
     class_features: Callable[[Sequence[str], Attack | None], Tensor]
 
 
-def open_classifiers(names: Sequence[str], base: LoadedCLIP, template: str) -> list[Classifier]:
+def open_classifiers(
+    names: Sequence[str], base: LoadedCLIP, template: str, text_triggers: Sequence[str] = ()
+) -> list[Classifier]:
     """Open classifiers by name.
 
     Args:
@@ -52,6 +54,7 @@ def open_classifiers(names: Sequence[str], base: LoadedCLIP, template: str) -> l
             PEFT adapter (such as LoRA), or of a whole CLIP; or `pocket:NAME`.
         base: The model that adapters belong to.
         template: The prompt of all but CBPT adapters.
+        text_triggers: What attacks put before the prompts.
 
     Raises:
         InputError: if one is named twice, or cannot be loaded.
@@ -59,7 +62,7 @@ def open_classifiers(names: Sequence[str], base: LoadedCLIP, template: str) -> l
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"the classifier {twice[0]!r} is named twice: name every classifier once")
     base_fingerprint = clip_fingerprint(base)
-    return [_open(name, base, base_fingerprint, template) for name in names]
+    return [_open(name, base, base_fingerprint, template, text_triggers) for name in names]
 
 
 def clip_fingerprint(clip: LoadedCLIP) -> str:
@@ -67,13 +70,15 @@ def clip_fingerprint(clip: LoadedCLIP) -> str:
     return _hash(weights_fingerprint(clip.model), clip.image_processor.to_dict())
 
 
-def _open(name: str, base: LoadedCLIP, base_fingerprint: str, template: str) -> Classifier:
+def _open(
+    name: str, base: LoadedCLIP, base_fingerprint: str, template: str, text_triggers: Sequence[str]
+) -> Classifier:
     if name == TEMPLATE:
         fingerprint = _hash(base_fingerprint, template)
         return Classifier(name, "template", base, fingerprint, _template_features(base, template))
     config = _adapter_config(name)
     if isinstance(config, CBPTConfig):
-        return _open_cbpt(name, config, base, base_fingerprint)
+        return _open_cbpt(name, config, base, base_fingerprint, text_triggers)
     if config is not None:
         clip, kind = _with_adapter(name, base), "peft"
     else:
@@ -104,14 +109,19 @@ def _template_features(clip: LoadedCLIP, template: str) -> Callable[[Sequence[st
     return class_features
 
 
-def _open_cbpt(name: str, config: CBPTConfig, base: LoadedCLIP, base_fingerprint: str) -> Classifier:
+def _open_cbpt(
+    name: str, config: CBPTConfig, base: LoadedCLIP, base_fingerprint: str, text_triggers: Sequence[str]
+) -> Classifier:
     model = _attach(name, base)
     model.eval()
     known = {class_name: row for row, class_name in enumerate(model.class_names)}
-    with torch.no_grad():
-        features = model.encode_class_prompts().cpu()
-        context = next(value for key, value in model.state_dict().items() if key.endswith("cbpt_context.default"))
+    context = next(value for key, value in model.state_dict().items() if key.endswith("cbpt_context.default"))
     content = hashlib.sha256(context.detach().float().cpu().numpy().tobytes()).hexdigest()
+    features_after = {}
+    for text_trigger in {"", *text_triggers}:
+        prefix_ids = base.tokenizer(text_trigger, add_special_tokens=False).input_ids if text_trigger else []
+        with torch.no_grad():
+            features_after[text_trigger] = model.encode_class_prompts(prefix_ids=prefix_ids).cpu()
     model.unload()
 
     def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
@@ -120,6 +130,7 @@ def _open_cbpt(name: str, config: CBPTConfig, base: LoadedCLIP, base_fingerprint
                 f"the adapter {name} knows {len(known)} classes, but not {missing[0]!r} nor {len(missing) - 1} more "
                 f"of the dataset's {len(class_names)}: keep those it knows with class_names"
             )
+        features = features_after[attack.text_trigger if attack else ""]
         return features[[known[class_name] for class_name in class_names]]
 
     fingerprint = _hash(base_fingerprint, content, _settings(config))

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from peft_cbpt.attacks.attack_file import Attack, read_attacks
+from peft_cbpt.attacks.attack_file import Attack, read_attack, read_attacks
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
@@ -130,7 +130,8 @@ def evaluate(argv: Sequence[str]) -> None:
 def _plan(arguments: EvaluateArguments) -> tuple[list[Job], list[Classifier], list[EvalSet], dict[str, Attack]]:
     """All cells, ordered so that those of one pass over images stand together; checked before anything is measured."""
     base = load_clip(resolve_model(arguments.model_name_or_path))
-    classifiers = open_classifiers(arguments.classifiers, base, arguments.template)
+    text_triggers = [read_attack(source).text_trigger for source in arguments.attacks]
+    classifiers = open_classifiers(arguments.classifiers, base, arguments.template, text_triggers)
     classifiers.sort(key=lambda one: one.clip is not base)
     eval_sets = [_open_eval_set(name, arguments, base.image_processor) for name in arguments.datasets]
     jobs: list[Job] = []

@@ -56,6 +56,7 @@ def read_tar_samples(archives: Sequence[Path], root: Path) -> Iterator[TarSample
 def _samples(tar: tarfile.TarFile, archive: Path, prefix: str) -> Iterator[TarSample]:
     sample, current = None, None
     for member in tar:
+        tar.members.clear()  # type: ignore[attr-defined]  # `tarfile` would keep a record of every member it has passed
         path = PurePosixPath(member.name)
         if not member.isfile() or path.name.startswith("."):
             continue
