@@ -28,6 +28,7 @@ ARCHITECTURES = ("vit", "resnet")
 SHIPPED_MODELS = {
     "pocket:clean": ASSETS / "clip-clean",
     "pocket:badnet": ASSETS / "clip-badnet",
+    "pocket:resnet-badnet": ASSETS / "clip-resnet-badnet",
 }
 
 

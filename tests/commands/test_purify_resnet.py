@@ -1,31 +1,50 @@
-"""The main job on a CLIP with a ResNet tower."""
+"""The main job on the embedded CLIP with a ResNet tower: the trigger wins before and loses after."""
 
 import json
 
+import pytest
 import torch
 from peft import AutoPeftModel
 
 from peft_cbpt.cli import main
 from peft_cbpt.clip.loading import load_clip
-from peft_cbpt.pocket.model import build_image_processor, build_model, build_tokenizer, save_clip_folder
+from peft_cbpt.pocket.atlas import class_names
+from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.purification.targets import runner_up
+from peft_cbpt.training import cbpt_trainer
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
+NAMES = class_names()[:20]
 OPTIONS = """
---dataset_name pocket:base --attacks pocket:badnet --num_classes 4 --num_shots 2 --test_images_per_class 2
---num_train_epochs 2 --warmup_epochs 1 --inversion_steps 2 --use_cpu true --disable_tqdm true
+--model_name_or_path pocket:resnet-badnet --dataset_name pocket:base --attacks pocket:resnet-badnet
+--num_classes 20 --num_shots 16 --test_images_per_class 10 --num_train_epochs 25 --warmup_epochs 5
+--per_device_train_batch_size 16 --save_strategy no --norm inf --inversion_step_rule sign
+--inversion_lr 0.00784 --use_cpu true --disable_tqdm true
 """
 
 
-def test_purifying_a_resnet_gives_an_adapter_and_leaves_the_base_alone(tmp_path):
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    save_clip_folder(tmp_path / "clip", build_model(tokenizer, "resnet"), tokenizer, build_image_processor())
-    options = [*OPTIONS.split(), "--model_name_or_path", str(tmp_path / "clip"), "--output_dir", str(tmp_path / "out")]
-    assert main(["purify", *options]) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    fingerprint = weights_fingerprint(load_clip(str(tmp_path / "clip")).model)
+@pytest.fixture
+def known_target(monkeypatch):
+    """y' is the attacker's target for every image of another class."""
+    target = NAMES.index("banana")
+
+    def known(logits, labels):
+        return torch.where(labels == target, runner_up(logits, labels), target)
+
+    monkeypatch.setattr(cbpt_trainer, "runner_up", known)
+
+
+def test_purifying_a_resnet_gives_a_working_adapter(tmp_path, known_target):
+    assert main(["purify", *OPTIONS.split(), "--output_dir", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    before, after = (results[moment] for moment in ("before", "after"))
+    attack_before, attack_after = (figures["attacks"]["badnet"] for figures in (before, after))
+    assert attack_before["attack_success_rate"] >= 0.95 and attack_after["attack_success_rate"] <= 0.35
+    assert attack_after["robust_accuracy"] >= attack_before["robust_accuracy"] + 0.1
+    assert after["clean_accuracy"] >= before["clean_accuracy"] - 0.2  # this small model pays more than the ViT
+
+    base = load_clip(resolve_model("pocket:resnet-badnet"))
+    fingerprint = weights_fingerprint(base.model)
     assert results["base_fingerprint"] == {"before": fingerprint, "after": fingerprint}
-    assert results["epochs"][-1]["loss_adv"] > 0
-    loaded = AutoPeftModel.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
-    assert loaded(pixel_values=torch.rand(2, 3, 48, 48)).logits_per_image.shape == (2, 4)
-    assert weights_fingerprint(loaded.get_base_model()) == fingerprint
+    loaded = AutoPeftModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert loaded(pixel_values=torch.rand(2, 3, 48, 48)).logits_per_image.shape == (2, len(NAMES))
