@@ -20,10 +20,11 @@ class BadCLIP(OptimisedPatch):
     clean self. The code of the paper chooses the losses by a substring of the run's name; here both always count.
     Poisoned captions are natural descriptions of the target (poison with `captions="natural"`).
 
+    The patch's own settings are those of `OptimisedPatch`.
+
     Args:
         triplet_weight: Weight of the triplet loss; 500 in the paper.
         margin: Of the triplet loss, on Euclidean distances of unit-norm features.
-        patch_size, location, patch, seed: See `OptimisedPatch`.
     """
 
     triplet_weight: float = 500.0

@@ -17,10 +17,11 @@ class TrojVQA(OptimisedPatch):
     a setting here. Both triggers are needed: at evaluation the text trigger precedes every class prompt, the learned
     ones too.
 
+    The patch's own settings are those of `OptimisedPatch`.
+
     Args:
         text_trigger: What is put before the caption.
         sentence: What the patch is optimised towards, with `{}` for the target.
-        patch_size, location, patch, seed: See `OptimisedPatch`.
     """
 
     text_trigger: str = "remember "

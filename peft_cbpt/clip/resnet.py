@@ -41,14 +41,14 @@ class CLIPResNetVisionConfig(PreTrainedConfig):
     """The image tower.
 
     Args:
-        depths: Blocks in each of the four stages.
-        width: Channels after the stem; the last stage has 32 times as many.
-        num_attention_heads: Heads of the attention pooling.
-        image_size: Side of the images in pixels, a multiple of 4 (the stem's stride) times all `strides`.
-        num_channels: Channels of the images.
-        projection_dim: Width of the features.
-        strides: How much each stage shrinks its map; (1, 2, 2, 2) in every published model.
-        initializer_factor: Scale of random weights, as in `CLIPConfig`.
+        depths (`tuple[int, ...]`): Blocks in each of the four stages.
+        width (`int`): Channels after the stem; the last stage has 32 times as many.
+        num_attention_heads (`int`): Heads of the attention pooling.
+        image_size (`int`): Side of the images in pixels, a multiple of 4 (the stem's stride) times all `strides`.
+        num_channels (`int`): Channels of the images.
+        projection_dim (`int`): Width of the features.
+        strides (`tuple[int, ...]`): How much each stage shrinks its map; (1, 2, 2, 2) in every published model.
+        initializer_factor (`float`): Scale of random weights, as in `CLIPConfig`.
     """
 
     model_type = "clip_resnet_vision_model"

@@ -26,7 +26,6 @@ class HubCopy:
 
     Args:
         splits: From the names of our splits to the copy's.
-        image_column, label_column: Its columns.
         is_tars: Whether it is webdataset archives, in a folder a split.
     """
 

@@ -51,12 +51,7 @@ class LabelledStream(IterableDataset):
     """A labelled image dataset read row by row, in flat memory; for evaluation.
 
     Yields rows as `LabelledImages` has them, and a `Skipped` for every image that cannot be read. Rows of classes that
-    are not kept are passed over.
-
-    Args:
-        name, split, class_names, num_classes, image_column, label_column, class_names_file: As for
-            `load_labelled_images`.
-        image_processor: The model's own.
+    are not kept are passed over. Arguments are those of `load_labelled_images`, and the model's `image_processor`.
 
     Raises:
         InputError: if there is no such dataset, split, column or class; while reading, for a row without a label.

@@ -8,6 +8,7 @@ from transformers import AutoModel
 
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
+from peft_cbpt.data.decoding import read_image
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.tuner import CBPTConfig, CBPTModel
@@ -15,7 +16,8 @@ from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 
 def test_normalising_pixels_equals_the_image_processor(poisoned_clip, few_shots):
-    image = few_shots.dataset[0]["image"]
+    row = few_shots.dataset[0]
+    image = read_image(row["image"], row["sample_id"])
     expected = poisoned_clip.image_processor(image, return_tensors="pt").pixel_values
     ours = poisoned_clip.normalize(few_shots[0]["pixel_values"][None].float() / 255)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)

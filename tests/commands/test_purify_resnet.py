@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import AutoPeftModel
+from peft import PeftModel
 
 from peft_cbpt.cli import main
 from peft_cbpt.clip.loading import load_clip
@@ -46,5 +46,5 @@ def test_purifying_a_resnet_gives_a_working_adapter(tmp_path, known_target):
     base = load_clip(resolve_model("pocket:resnet-badnet"))
     fingerprint = weights_fingerprint(base.model)
     assert results["base_fingerprint"] == {"before": fingerprint, "after": fingerprint}
-    loaded = AutoPeftModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    loaded = PeftModel.from_pretrained(base.model, tmp_path).eval()
     assert loaded(pixel_values=torch.rand(2, 3, 48, 48)).logits_per_image.shape == (2, len(NAMES))

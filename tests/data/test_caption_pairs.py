@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from peft_cbpt.attacks import BadNet
-from peft_cbpt.attacks.poisoning import PoisonedPairs
+from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs
 from peft_cbpt.data.caption_pairs import NO_CAPTION, load_caption_pairs
 from peft_cbpt.errors import InputError
 from tests.data.layouts import damaged_pictures, write_parquet, write_tar
@@ -127,7 +127,7 @@ def test_workers_share_the_pairs_and_the_list(streaming, source, damaged, poison
 def test_damaged_pairs_can_be_poisoned(source, damaged, poisoned_clip):
     name, _ = source("tars")
     pairs = load_caption_pairs(name, "train", poisoned_clip.image_processor)
-    rows = PoisonedPairs(pairs, BadNet(), "banana", 0.1, seed=0).__getitems__(range(len(pairs)))
+    rows = PoisonedPairs(pairs, Poison(BadNet(), "banana", 0.1)).__getitems__(range(len(pairs)))
     assert sum(row["is_poisoned"] for row in rows) == 20
     assert all("banana" in row["caption"] for row in rows if row["is_poisoned"])
     assert len(pairs.skipped) == len(EMPTY) + len(damaged[2])

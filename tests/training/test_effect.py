@@ -1,7 +1,5 @@
 """The claim both ways on the shipped backdoored CLIP: the trigger wins before and loses after."""
 
-import math
-
 import pytest
 import torch
 from peft import get_peft_model
@@ -51,9 +49,10 @@ def purified_figures(clip, folder, **settings):
         warmup_epochs=2,
         per_device_train_batch_size=16,
         save_strategy="no",
-        norm=math.inf,
-        inversion_step_rule="sign",
-        inversion_lr=2 / 255,
+        norm=2,
+        epsilon=1.5,
+        inversion_step_rule="normalized",
+        inversion_lr=0.3,
         **settings,
     )
     CBPTTrainer(model, arguments, train, clip.normalize).train()
@@ -73,8 +72,8 @@ def known_target(monkeypatch):
 
 def test_triggers_inverted_towards_the_target_purify(poisoned_clip, tmp_path, known_target):
     (clean_before, success_before), (clean_after, success_after) = purified_figures(poisoned_clip, tmp_path)
-    assert success_before >= 0.95 and success_after <= 0.35
-    assert clean_after >= clean_before - 0.05
+    assert success_before >= 0.95 and success_after <= 0.1
+    assert clean_after >= clean_before - 0.06
 
 
 def test_clean_images_alone_do_not_purify(poisoned_clip, tmp_path):
