@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import tqdm
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from peft_cbpt.attacks import Trigger, apply_trigger
 from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.clip.processes import from_all_processes, own_share
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 
 
@@ -86,6 +87,8 @@ def encode_images(
 ) -> EncodedImages:
     """Encode every image once clean and once with each trigger (marked, rounded to 8 bits).
 
+    Each process encodes its share of the images and gets the features of all; all processes must call.
+
     Args:
         encode_image: The frozen encoder, on [0, 1] pixels.
         images: Rows of `pixel_values` (uint8 (3, H, W)), `labels` and `sample_id`.
@@ -95,15 +98,17 @@ def encode_images(
     """
     labels: list[Tensor] = []
     features: dict[str, list[Tensor]] = {name: [] for name in ("", *triggers)}
-    batches = DataLoader(images, batch_size=batch_size)
+    own = Subset(images, own_share(torch.arange(len(images))).tolist())  # type: ignore[arg-type]
+    batches = DataLoader(own, batch_size=batch_size)
     for batch in tqdm(batches, desc="encoding test images", unit="batch", leave=False):
         pixels = batch["pixel_values"]
         labels.append(batch["labels"])
         versions = {name: apply_trigger(trigger, pixels, batch["sample_id"]) for name, trigger in triggers.items()}
         for name, version in {"": pixels, **versions}.items():
             features[name].append(encode_image(version.to(device).float() / 255).cpu())
-    encoded = {name: torch.cat(parts) for name, parts in features.items()}
-    return EncodedImages(torch.cat(labels), encoded.pop(""), encoded)
+    shares = from_all_processes((labels, features))
+    encoded = {name: torch.cat([part for _, share in shares for part in share[name]]) for name in features}
+    return EncodedImages(torch.cat([part for share, _ in shares for part in share]), encoded.pop(""), encoded)
 
 
 def accuracy(image_features: Tensor, labels: Tensor, text_features: Tensor) -> float:

@@ -36,6 +36,7 @@ from peft_cbpt.training.cbpt_trainer import STAGING_FOLDER, CBPTTrainer
 from peft_cbpt.tuner import CBPTConfig
 
 POCKET_IMAGES_PER_CLASS = 32
+EVALUATION_BATCH_SIZE = 64
 
 
 @dataclass
@@ -81,7 +82,7 @@ def purify(argv: Sequence[str]) -> None:
         triggers = {name: attack.trigger for name, attack in attacks.items()}
         encoder = image_encoder(clip.model, clip.normalize)
         model.to(training.device).eval()
-        encoded = encode_images(encoder, test_images, triggers, training.device, training.inversion_batch_size)
+        encoded = encode_images(encoder, test_images, triggers, training.device, EVALUATION_BATCH_SIZE)
         before_features = _class_features(model, clip, adapter=False)
         before = measure(encoded, before_features, attacks, class_names)
     with stopwatch("purify"):
