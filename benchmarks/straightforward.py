@@ -180,7 +180,5 @@ def purify(
             part = torch.as_tensor(batch)
             warming_up = epoch < settings.warmup_epochs
             images = load_images(part.tolist())
-            outer_step(
-                clip, learner, optimizer, images, labels[part], part, features, labels, settings, warming_up
-            )
+            outer_step(clip, learner, optimizer, images, labels[part], part, features, labels, settings, warming_up)
     return learner.context.detach()

@@ -30,6 +30,9 @@ def test_padding_stays_below_the_bound_with_few_groups(lengths):
 
 
 def test_one_group_would_pad_more():
-    assert padding(IMAGENET_LIKE, [list(range(len(IMAGENET_LIKE)))]) > 0.5 > 0.15 > padding(
-        IMAGENET_LIKE, length_buckets(IMAGENET_LIKE)
+    assert (
+        padding(IMAGENET_LIKE, [list(range(len(IMAGENET_LIKE)))])
+        > 0.5
+        > 0.15
+        > padding(IMAGENET_LIKE, length_buckets(IMAGENET_LIKE))
     )
