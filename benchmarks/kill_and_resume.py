@@ -1,4 +1,4 @@
-"""Kill a purification with SIGKILL at random moments, resume it each time, and compare the adapter with an unbroken run.
+"""Kill a purification with SIGKILL at random moments, resume it each time, and compare with an unbroken run.
 
     python benchmarks/kill_and_resume.py [--kills 10] [--seed 0]
 
@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "kill_and_resume.json"
 JOB = """--model_name_or_path pocket:badnet --dataset_name pocket:base --num_classes 6 --num_shots 4 --norm inf
---test_images_per_class 2 --warmup_epochs 2 --inversion_step_rule sign --inversion_lr 0.008 --per_device_train_batch_size 4
+--test_images_per_class 2 --warmup_epochs 2 --inversion_step_rule sign --inversion_lr 0.008
+--per_device_train_batch_size 4
 --inversion_batch_size 4 --use_cpu --disable_tqdm true""".split()
 
 

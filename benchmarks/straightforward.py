@@ -1,8 +1,8 @@
 """The paper's loop as a CoOp-style research repository would write it: the reference for results and speed.
 
-Prompts of 77 tokens, a whole pass of the text tower at every step, every image of a batch encoded anew and its trigger
-inverted anew in every epoch. Only the features from which positives are chosen are computed once, as nobody would encode
-a class's images anew for every sample. Nothing here comes from peft_cbpt but the settings.
+Prompts of 77 tokens, a whole pass of the text tower at every step, every image of a batch encoded anew and its
+trigger inverted anew in every epoch. Only the features from which positives are chosen are computed once, as nobody
+would encode a class's images anew for every sample. Nothing here is imported from peft_cbpt.
 """
 
 import math

@@ -1,7 +1,6 @@
 import random
 
 import pytest
-import torch
 
 from peft_cbpt.tuner.buckets import length_buckets
 
