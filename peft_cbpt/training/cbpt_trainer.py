@@ -72,7 +72,7 @@ class CBPTTrainer(Trainer):
         kwargs.setdefault("data_collator", collate)
         super().__init__(model, args, train_dataset=BankRows(len(train_dataset)), **kwargs)  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = False
-        self._unvisited = torch.ones(len(self.images), dtype=torch.bool, device=args.device)
+        self._unvisited = torch.ones(len(train_dataset), dtype=torch.bool, device=args.device)  # type: ignore[arg-type]
         self._cache = open_cache(args)
         samples = checked_samples(train_dataset, model.class_names)
         self._to_invert = ImagesToInvert(train_dataset, samples, self.normalize)
@@ -181,8 +181,8 @@ class CBPTTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """SGD on the context, the only parameter that learns."""
         if self.optimizer is None:
-            args = self.args
-            self.optimizer = context_optimizer(self.model, args.learning_rate, args.momentum, args.weight_decay)
+            args, parameters = self.args, self.model.parameters()
+            self.optimizer = context_optimizer(parameters, args.learning_rate, args.momentum, args.weight_decay)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
@@ -245,7 +245,7 @@ class _EpochCallback(TrainerCallback):
         if epoch_log.looked_up:
             means["cache_hit_rate"] = epoch_log.cache_hit_rate(self.known)
             if args.use_cache:
-                means["inversions"] = len(trainer.inverter.store) - len(self.known)
+                means["inversions"] = len(set(trainer.inverter.store.keys()) - self.known)
         trainer.log(means | {"learning_rate": self.learning_rate})
         names = trainer.model.class_names
         counts = {names[label]: count for label, count in epoch_log.pseudo_targets().most_common()}

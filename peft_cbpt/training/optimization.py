@@ -1,15 +1,18 @@
 """How the context learns: SGD, with CoOp's cosine over epochs."""
 
 import math
+from collections.abc import Iterable
 
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def context_optimizer(model: nn.Module, learning_rate: float, momentum: float, weight_decay: float) -> SGD:
-    """SGD on the parameters that learn."""
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def context_optimizer(
+    parameters: Iterable[nn.Parameter], learning_rate: float, momentum: float, weight_decay: float
+) -> SGD:
+    """SGD on those parameters that learn."""
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
     return SGD(learned, learning_rate, momentum=momentum, weight_decay=weight_decay)
 
 
