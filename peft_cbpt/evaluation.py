@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import tqdm
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from peft_cbpt.attacks import Trigger, apply_trigger
 from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.clip.processes import from_all_processes, own_share
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.data.skipping import OrSkipped, Skipped, collate_readable
 from peft_cbpt.errors import InputError
@@ -125,6 +126,8 @@ def encode_images(
 ) -> EncodedImages:
     """Encode every image once clean and once with each trigger (marked, rounded to 8 bits).
 
+    Each process encodes its share of the images and gets the features of all; all processes must call.
+
     Args:
         encode_image: The frozen encoder, on [0, 1] pixels.
         images: Rows of `pixel_values` (uint8 (3, H, W)), `labels` and `sample_id`.
@@ -140,15 +143,19 @@ def encode_images(
     labels: list[Tensor] = []
     features: dict[str, list[Tensor]] = {name: [] for name in ("", *triggers)}
     skipped: list[Skipped] = []
-    for batch, versions, unread in encode_versions(encode_image, images, triggers, device, batch_size):
+    own = Subset(images, own_share(torch.arange(len(images))).tolist())  # type: ignore[arg-type]
+    for batch, versions, unread in encode_versions(encode_image, own, triggers, device, batch_size):
         skipped += unread
         if batch is not None:
             labels.append(batch["labels"])
             for name, version in versions.items():
                 features[name].append(version)
-    check_classes_read(torch.cat(labels).tolist() if labels else [], skipped)
-    encoded = {name: torch.cat(parts) for name, parts in features.items()}
-    return EncodedImages(torch.cat(labels), encoded.pop(""), encoded, skipped)
+    shares = from_all_processes((labels, features, skipped))
+    all_labels = [part for share_labels, _, _ in shares for part in share_labels]
+    all_skipped = [one for _, _, share_skipped in shares for one in share_skipped]
+    check_classes_read(torch.cat(all_labels).tolist() if all_labels else [], all_skipped)
+    encoded = {name: torch.cat([part for _, share, _ in shares for part in share[name]]) for name in features}
+    return EncodedImages(torch.cat(all_labels), encoded.pop(""), encoded, all_skipped)
 
 
 def check_classes_read(labels: Sequence[int], skipped: Sequence[Skipped]) -> None:

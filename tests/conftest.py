@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -9,7 +10,18 @@ from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
 
+_CACHE = tempfile.TemporaryDirectory(prefix="peft_cbpt_tests_")
+os.environ["PEFT_CBPT_CACHE"] = _CACHE.name  # for fixtures that outlive a test
+
 FEW_CLASSES = ["banana", "lemon", "dog", "pizza", "rocket", "chair"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Every test finds an empty disk cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PEFT_CBPT_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture

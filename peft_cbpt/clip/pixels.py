@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -23,6 +23,13 @@ class PixelNormalizer:
         mean = torch.tensor(self.mean, dtype=pixels.dtype, device=pixels.device)[:, None, None]
         std = torch.tensor(self.std, dtype=pixels.dtype, device=pixels.device)[:, None, None]
         return (pixels - mean) / std
+
+
+def prefer_channels_last(vision_model: nn.Module) -> None:
+    """Lay out the weights of a convolutional tower channels last, which convolutions then keep to; values stay."""
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in vision_model.modules())
+    if convolutions > 1:  # a ViT has one, its patch embedding
+        vision_model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def image_encoder(clip: CLIPModel, normalize: PixelNormalizer) -> EncodeImage:

@@ -49,6 +49,7 @@ from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 POCKET_IMAGES_PER_CLASS = 32
+EVALUATION_BATCH_SIZE = 64
 
 
 @dataclass
@@ -101,7 +102,7 @@ def purify(argv: Sequence[str]) -> None:
         triggers = {name: attack.trigger for name, attack in attacks.items()}
         encoder = image_encoder(clip.model, clip.normalize)
         model.to(training.device).eval()
-        encoded = encode_images(encoder, test_images, triggers, training.device, training.inversion_batch_size)
+        encoded = encode_images(encoder, test_images, triggers, training.device, EVALUATION_BATCH_SIZE)
         test_images = test_images.without(encoded.skipped)
         before_features = class_features(model, clip, adapter=False)
         before = measure(encoded, before_features, attacks, class_names)

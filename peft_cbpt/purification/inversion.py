@@ -13,6 +13,9 @@ from peft_cbpt.purification.projections import project
 
 StepRule = Literal["raw", "normalized", "sign"]
 
+GRADIENT_SCALE_BITS = 12
+"""Gradients are computed times 2**12, which is exact, so that float16 does not lose the small ones."""
+
 
 @dataclass(frozen=True)
 class InversionSettings:
@@ -81,11 +84,12 @@ def invert_triggers(
         delta, same shape as `pixels`, without gradient.
     """
     delta = torch.zeros_like(pixels)
+    scale = 2.0**GRADIENT_SCALE_BITS
     for _ in range(settings.steps):
         delta.requires_grad_(True)
         with torch.enable_grad():
             loss = contrastive_inversion_loss(encode_image(pixels + delta), positives, negatives).sum()
-            (gradient,) = torch.autograd.grad(loss, delta)
-        stepped = delta.detach() - settings.lr * _step(gradient, settings.step_rule)
+            (gradient,) = torch.autograd.grad(loss * scale, delta)
+        stepped = delta.detach() - settings.lr * _step(gradient / scale, settings.step_rule)
         delta = (pixels + project(stepped, settings.norm, settings.epsilon)).clamp(0, 1) - pixels
     return delta

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from peft_cbpt.errors import InputError
@@ -10,6 +11,8 @@ from peft_cbpt.purification.inversion import InversionSettings
 from peft_cbpt.purification.losses import ObjectiveWeights
 
 _NOT_NEGATIVE = ("lambda_bn", "lambda_adv", "lambda_align", "alpha", "warmup_epochs", "weight_decay", "momentum")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 _AT_LEAST_ONE = (
     "inversion_batch_size",
     "per_device_train_batch_size",
@@ -41,12 +44,33 @@ class CBPTTrainingArguments(TrainingArguments):
         default="raw",
         metadata={"help": "How the gradient makes a step.", "choices": ["raw", "normalized", "sign"]},
     )
-    inversion_batch_size: int = field(
-        default=256, metadata={"help": "Images inverted or encoded at once; changes no result."}
+    inversion_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Images inverted at once; changes no result. By default as many as memory has room for."},
     )
-    use_cache: bool = field(default=True, metadata={"help": "Keep perturbed features by (image, y')."})
+    inversion_dtype: str = field(
+        default="fp32",
+        metadata={"help": "In what the encoder computes while triggers are inverted.", "choices": list(DTYPES)},
+    )
+    compile_image_encoder: bool = field(
+        default=False, metadata={"help": "torch.compile the image encoder; pays off for many images."}
+    )
+    use_cache: bool = field(
+        default=True, metadata={"help": "Keep clean features, and perturbed features by (image, y'), also on disk."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where; by default PEFT_CBPT_CACHE, else ~/.cache/peft_cbpt."}
+    )
+    cache_size_gb: float = field(
+        default=20.0,
+        metadata={"help": "Bound of cache_dir in 10^9 bytes; what was used longest ago is removed first."},
+    )
     text_chunk_size: int | None = field(
-        default=None, metadata={"help": "Prompts encoded at once, recomputed in the backward pass; all by default."}
+        default=None,
+        metadata={
+            "help": "Prompts encoded at once, recomputed in the backward pass. By default all at once, or, where "
+            "memory has no room for that, as few recomputed as needed."
+        },
     )
     momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD on the context."})
 
@@ -69,7 +93,7 @@ class CBPTTrainingArguments(TrainingArguments):
         for name in _NOT_NEGATIVE:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be a number that is not negative, it is {getattr(self, name)}")
-        for name in ("learning_rate", "num_train_epochs"):
+        for name in ("learning_rate", "num_train_epochs", "cache_size_gb"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be positive, it is {getattr(self, name)}")
         for name in _AT_LEAST_ONE:
@@ -81,6 +105,8 @@ class CBPTTrainingArguments(TrainingArguments):
             raise InputError(f"seed must be between 0 and 2**32 - 1, it is {self.seed}")
         if self.positives not in ("farthest", "closest", "random"):
             raise InputError(f"positives is farthest, closest or random, not {self.positives!r}")
+        if self.inversion_dtype not in DTYPES:
+            raise InputError(f"inversion_dtype is {', '.join(DTYPES)}, not {self.inversion_dtype!r}")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns must stay false: the trainer's rows are its own")
         self.inversion_settings()

@@ -3,8 +3,6 @@
 import math
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,23 +11,24 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
-from peft_cbpt.purification.feature_bank import TriggerInverter, build_feature_bank
+from peft_cbpt.clip.pixels import PixelNormalizer
+from peft_cbpt.clip.processes import any_process
 from peft_cbpt.purification.losses import l_bn, purification_objective
 from peft_cbpt.purification.targets import runner_up
+from peft_cbpt.purification.trigger_inverter import TriggerInverter
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
-from peft_cbpt.training.checkpoints import CACHE_FILE, check_checkpoint, job_hash
+from peft_cbpt.training.checkpoints import check_checkpoint, job_hash, write_job
+from peft_cbpt.training.class_shares import SharedClassEncoder
 from peft_cbpt.training.epoch_log import EpochLog
-from peft_cbpt.training.forward_redirection import call_through
+from peft_cbpt.training.inverter import ImagesToInvert, cache_keys, make_inverter, open_cache
+from peft_cbpt.training.optimization import context_optimizer, cosine_over_epochs
 from peft_cbpt.training.samples import BankRows, checked_samples, collate
-from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 STAGING_FOLDER = ".incomplete"
 
@@ -38,8 +37,9 @@ class CBPTTrainer(Trainer):
     """Tunes the class-wise context of a CBPT adapter so that inverted triggers no longer win.
 
     The image encoder is frozen and images are not augmented, so clean images are encoded once and the inner loop runs
-    once for every pair of an image and its y' (see `purification.feature_bank`); an outer step is a pass of the text
-    tower only. Nothing but `cbpt_context` is given a gradient.
+    once for every pair of an image and its y' (see `purification.trigger_inverter`); both are kept on disk for other
+    runs. An outer step is then a pass of the text tower only. Nothing but `cbpt_context` is given a gradient. Several
+    processes share the classes and the images.
 
     Args:
         model: A CLIP with a CBPT adapter, from `get_peft_model(clip, CBPTConfig(...))`.
@@ -51,8 +51,8 @@ class CBPTTrainer(Trainer):
         **kwargs: As for `transformers.Trainer`.
 
     Every epoch logs the mean of each loss, `inversion_success` (share of perturbed images that are classified as y'),
-    `cache_hit_rate`, `clean_accuracy` on the training images, and keeps in `state.log_history` how often each class
-    was y'.
+    `cache_hit_rate`, `inversions` (how many were computed), `clean_accuracy` on the training images, and keeps in
+    `state.log_history` how often each class was y'.
     """
 
     args: CBPTTrainingArguments
@@ -72,20 +72,25 @@ class CBPTTrainer(Trainer):
         kwargs.setdefault("data_collator", collate)
         super().__init__(model, args, train_dataset=BankRows(len(train_dataset)), **kwargs)  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = False
-        self._samples = checked_samples(train_dataset, model.class_names)
+        self._unvisited = torch.ones(len(train_dataset), dtype=torch.bool, device=args.device)  # type: ignore[arg-type]
+        self._cache = open_cache(args)
+        samples = checked_samples(train_dataset, model.class_names)
+        self._to_invert = ImagesToInvert(train_dataset, samples, self.normalize)
+        self._encode_classes = SharedClassEncoder(model, args.process_index, args.device, args.text_chunk_size)
         self.add_callback(_EpochCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Encode the clean images once, then train as `Trainer.train` does."""
-        self.inverter = self._make_inverter()
+        self.model.to(self.args.device)  # type: ignore[arg-type]
+        self.model.eval()
+        self.inverter = make_inverter(self.model.get_base_model(), self._to_invert, self.args, self._cache)
         return super().train(*args, **kwargs)
 
     @cached_property
     def _job(self) -> str:
         class_names: Any = self.model.class_names
-        base = weights_fingerprint(self.model.get_base_model())
-        settings = asdict(self.args.inversion_settings())
-        return job_hash(base, class_names, self._samples, settings, self.args.positives, self.args.seed)
+        _, inversion = cache_keys(self.model.get_base_model(), self._to_invert, self.args)
+        return job_hash(inversion, class_names, self.args.seed)
 
     def check_checkpoint(self, folder: str) -> None:
         """See that a checkpoint is whole and of this job.
@@ -95,41 +100,6 @@ class CBPTTrainer(Trainer):
         """
         (learned,) = [tuple(parameter.shape) for parameter in self.model.parameters() if parameter.requires_grad]
         check_checkpoint(Path(folder), self._job, learned)
-
-    def _load_pixels(self, rows: Sequence[int]) -> Tensor:
-        pixels = torch.stack([self.images[row]["pixel_values"] for row in rows])
-        return pixels if pixels.is_floating_point() else pixels.float() / 255
-
-    def _make_inverter(self) -> TriggerInverter:
-        labels = torch.tensor([label for label, _ in self._samples])
-        sample_ids = [name for _, name in self._samples]
-        self.model.to(self.args.device)  # type: ignore[arg-type]
-        self.model.eval()
-        encode_image = image_encoder(self.model.get_base_model(), self.normalize)
-        bank = build_feature_bank(
-            encode_image,
-            self._load_pixels,
-            labels,
-            sample_ids,
-            self.args.device,
-            self.args.inversion_batch_size,
-        )
-        return TriggerInverter(
-            encode_image,
-            self._load_pixels,
-            bank,
-            self.args.inversion_settings(),
-            self.args.positives,  # type: ignore[arg-type]
-            self.args.inversion_batch_size,
-            self.args.seed,
-            self.args.use_cache,
-        )
-
-    def _class_features(self, model: nn.Module) -> Tensor:
-        """Unit-norm features (n_classes, D) of the class prompts, through the wrapped model."""
-        unwrapped = self.accelerator.unwrap_model(model)
-        with self.accelerator.autocast():
-            return call_through(model, unwrapped, unwrapped.encode_class_prompts, None, self.args.text_chunk_size)
 
     def _clean_logits(self, rows: Tensor | slice, class_features: Tensor) -> Tensor:
         assert self.inverter is not None
@@ -145,7 +115,8 @@ class CBPTTrainer(Trainer):
         assert self.inverter is not None
         rows = inputs["rows"]
         labels = self.inverter.bank.labels[rows]
-        class_features = self._class_features(model)
+        with self.accelerator.autocast():
+            class_features = self._encode_classes(model)
         logits = self._clean_logits(rows, class_features)
         clean_accuracy = (logits.argmax(1) == labels).float().mean()
         if self._warming_up:
@@ -155,6 +126,8 @@ class CBPTTrainer(Trainer):
             return (loss, {"logits": logits}) if return_outputs else loss
 
         pseudo_targets = runner_up(logits.detach(), labels)
+        if self.args.use_cache:
+            self._gather_inversions(rows, pseudo_targets, class_features.detach())
         perturbed = self.inverter.perturbed_features(rows, pseudo_targets)
         scale = self.model.get_base_model().logit_scale.detach().float().exp()
         perturbed_logits = scale * perturbed @ class_features.T
@@ -171,12 +144,24 @@ class CBPTTrainer(Trainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     @torch.no_grad()
-    def prefetch_inversions(self) -> None:
-        """Invert at once what this epoch will need if the prompts stood still; the steps fill in the rest."""
+    def _gather_inversions(self, rows: Tensor, pseudo_targets: Tensor, class_features: Tensor) -> None:
+        """When a pair of this step is missing in any process, invert it and, in the same batches, what the rest of the
+        epoch would miss if the prompts stood still.
+
+        The step's own pairs come last: if the run is killed before they are written, the resumed run misses them
+        again, and computes the same batches.
+        """
         assert self.inverter is not None
-        labels = self.inverter.bank.labels
-        pseudo_targets = runner_up(self._clean_logits(slice(None), self.model.encode_class_prompts()), labels)
-        self.inverter.prefetch(torch.arange(len(labels), device=labels.device), pseudo_targets)
+        self._unvisited[self.accelerator.gather(rows)] = False
+        if any_process(self.inverter.missing(rows, pseudo_targets)):
+            ahead = self._unvisited.nonzero()[:, 0]
+            targets = runner_up(self._clean_logits(ahead, class_features), self.inverter.bank.labels[ahead])
+            self.inverter.prefetch(torch.cat([ahead, rows]), torch.cat([targets, pseudo_targets]))
+
+    def start_epoch(self) -> None:
+        """Forget what the epoch before has seen."""
+        self._unvisited.fill_(True)
+        self.epoch_log = EpochLog()
 
     def prediction_step(
         self,
@@ -196,23 +181,17 @@ class CBPTTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """SGD on the context, the only parameter that learns."""
         if self.optimizer is None:
-            learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            self.optimizer = torch.optim.SGD(
-                learned, self.args.learning_rate, momentum=self.args.momentum, weight_decay=self.args.weight_decay
-            )
+            args, parameters = self.args, self.model.parameters()
+            self.optimizer = context_optimizer(parameters, args.learning_rate, args.momentum, args.weight_decay)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """Cosine over epochs, constant within one; other `lr_scheduler_type`s as in `Trainer`."""
         if self.args.lr_scheduler_type != "cosine":
             return super().create_scheduler(num_training_steps, optimizer)
-        epochs = math.ceil(self.args.num_train_epochs)
-        steps_per_epoch = max(1, round(num_training_steps / self.args.num_train_epochs))
-
-        def cosine(step: int) -> float:
-            return (1 + math.cos(math.pi * min(step // steps_per_epoch, epochs) / epochs)) / 2
-
-        self.lr_scheduler = LambdaLR(optimizer or self.create_optimizer(), cosine)
+        self.lr_scheduler = cosine_over_epochs(
+            optimizer or self.create_optimizer(), num_training_steps, self.args.num_train_epochs
+        )
         return self.lr_scheduler
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -225,8 +204,7 @@ class CBPTTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            assert self.inverter is not None
-            save_file(self.inverter.cache.state_dict(), staging / name / CACHE_FILE, {"job": self._job})
+            write_job(staging / name, self._job)
             final = staging.parent / name
             shutil.rmtree(final, ignore_errors=True)
             os.replace(staging / name, final)
@@ -237,27 +215,22 @@ class CBPTTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.check_checkpoint(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        assert self.inverter is not None
-        kept = load_file(Path(resume_from_checkpoint) / CACHE_FILE)
-        self.inverter.cache.load_state_dict(kept, self.inverter.bank.features.device)
 
 
 class _EpochCallback(TrainerCallback):
-    """Gathers cache misses before an epoch and logs its means after it."""
+    """Logs the means of an epoch."""
 
     def __init__(self, trainer: CBPTTrainer):
         self.trainer = trainer
-        self.known: set[tuple[int, int]] = set()
+        self.known: set[tuple[int, ...]] = set()
         self.learning_rate = 0.0
 
     def on_epoch_begin(
         self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.epoch_log = EpochLog()
+        self.trainer.start_epoch()
         self.learning_rate = self.trainer.optimizer.param_groups[0]["lr"]
-        self.known = set(self.trainer.inverter.cache.rows_of)
-        if args.use_cache and not self.trainer._warming_up:
-            self.trainer.prefetch_inversions()
+        self.known = set(self.trainer.inverter.store.keys()) if args.use_cache else set()
 
     def on_epoch_end(
         self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -271,6 +244,8 @@ class _EpochCallback(TrainerCallback):
             return
         if epoch_log.looked_up:
             means["cache_hit_rate"] = epoch_log.cache_hit_rate(self.known)
+            if args.use_cache:
+                means["inversions"] = len(set(trainer.inverter.store.keys()) - self.known)
         trainer.log(means | {"learning_rate": self.learning_rate})
         names = trainer.model.class_names
         counts = {names[label]: count for label, count in epoch_log.pseudo_targets().most_common()}

@@ -1,29 +1,48 @@
-"""Which job a checkpoint belongs to, and whether it is whole."""
+"""What features depend on, which job a checkpoint belongs to, and whether it is whole."""
 
-import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.errors import InputError
+from peft_cbpt.purification.disk_cache import fingerprint
+from peft_cbpt.purification.inversion import InversionSettings
+from peft_cbpt.training.samples import Samples
 
-CACHE_FILE = "perturbed_features.safetensors"
+JOB_FILE = "job.json"
+FORMAT = 1
+"""Raised when the same key would mean other features."""
 
 
-def job_hash(
-    base: str,
-    class_names: Sequence[str],
-    samples: Sequence[tuple[int, str]],
-    inversion: dict[str, Any],
-    positives: str,
-    seed: int,
-) -> str:
-    """SHA-256 over all that perturbed features depend on: base weights, images, and how triggers are inverted."""
-    return hashlib.sha256(repr([base, class_names, samples, inversion, positives, seed]).encode()).hexdigest()
+def bank_key(base: str, samples: Samples, normalize: PixelNormalizer, device: str) -> dict[str, Any]:
+    """All that clean features depend on: base weights, images in their order, preprocessing, kind of device."""
+    normalized = {"mean": list(normalize.mean), "std": list(normalize.std)}
+    return {"format": FORMAT, "base": base, "samples": samples.digest, "normalize": normalized, "device": device}
+
+
+def inversion_key(
+    bank: dict[str, Any], settings: InversionSettings, positives: str, seed: int, dtype: str
+) -> dict[str, Any]:
+    """All that perturbed features by (row, y') depend on; the seed only where positives are drawn."""
+    inversion = {name: str(value) for name, value in asdict(settings).items()}
+    key = {"bank": bank, "inversion": inversion, "positives": positives, "dtype": dtype}
+    return key | {"seed": seed} if positives == "random" else key
+
+
+def job_hash(inversion: dict[str, Any], class_names: Sequence[str], seed: int) -> str:
+    """SHA-256 over what a run must share with the one that it resumes."""
+    return fingerprint({"inversion": inversion, "class_names": list(class_names), "seed": seed})
+
+
+def write_job(folder: Path, job: str) -> None:
+    """Say in a checkpoint which job it is of."""
+    (folder / JOB_FILE).write_text(json.dumps({"job": job}) + "\n", encoding="utf-8")
 
 
 def check_checkpoint(folder: Path, job: str, context_shape: tuple[int, ...]) -> None:
@@ -36,9 +55,8 @@ def check_checkpoint(folder: Path, job: str, context_shape: tuple[int, ...]) -> 
     try:
         json.loads((folder / "trainer_state.json").read_text())
         (context,) = load_file(folder / "adapter_model.safetensors").values()
-        with safe_open(folder / CACHE_FILE, "pt") as cache:
-            made_by = (cache.metadata() or {}).get("job")
-    except (OSError, ValueError, SafetensorError) as error:
+        made_by = json.loads((folder / JOB_FILE).read_text())["job"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder} is no whole checkpoint: give another, or start anew") from error
     if made_by != job or tuple(context.shape) != context_shape:
         raise InputError(

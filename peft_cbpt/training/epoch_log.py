@@ -25,7 +25,7 @@ class EpochLog:
         """How often each class was y'."""
         return Counter(target for _, target in self.looked_up)
 
-    def cache_hit_rate(self, known: set[tuple[int, int]]) -> float:
+    def cache_hit_rate(self, known: set[tuple[int, ...]]) -> float:
         """Share of look-ups that needed no inversion in this epoch, when `known` pairs were kept before it."""
         return 1 - len(set(self.looked_up) - known) / len(self.looked_up)
 

@@ -1,13 +1,16 @@
 """The trainer's view of its images: checked once, then only row numbers of the feature bank."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from peft_cbpt.clip.processes import from_all_processes, own_share
 from peft_cbpt.errors import InputError
 
 
@@ -24,15 +27,35 @@ class BankRows(Dataset):
         return {"rows": index}
 
 
-def checked_samples(images: Dataset, class_names: Sequence[str]) -> list[tuple[int, str]]:
-    """Label and id of every training image, after a look at all of them.
+@dataclass(frozen=True)
+class Samples:
+    """The training images without their pixels.
+
+    Args:
+        labels: Of every image.
+        ids: Of every image.
+        digest: SHA-256 over labels, ids and pixels, in their order.
+    """
+
+    labels: list[int]
+    ids: list[str]
+    digest: str
+
+
+def checked_samples(images: Dataset, class_names: Sequence[str]) -> Samples:
+    """Look at every training image, each process at its share; all processes must call.
 
     Raises:
-        InputError: for a label out of range, a class without an image, or an id that occurs twice.
+        InputError: for an image that cannot be read, a label out of range, a class without an image, or an id that
+            occurs twice.
     """
-    rows = (images[row] for row in range(len(images)))  # type: ignore[arg-type]
-    samples = [(int(row["labels"]), str(row["sample_id"])) for row in rows]
-    labels, ids = {label for label, _ in samples}, Counter(name for _, name in samples)
+    seen = [sample for share in _seen_by_all(images) for sample in share]
+    samples = Samples(
+        [label for label, _, _ in seen],
+        [name for _, name, _ in seen],
+        hashlib.sha256(repr(seen).encode()).hexdigest(),
+    )
+    labels, ids = set(samples.labels), Counter(samples.ids)
     if wrong := sorted(labels - set(range(len(class_names)))):
         raise InputError(f"a training image has the label {wrong[0]}, but there are {len(class_names)} classes")
     if missing := sorted(set(range(len(class_names))) - labels):
@@ -41,6 +64,26 @@ def checked_samples(images: Dataset, class_names: Sequence[str]) -> list[tuple[i
     if count > 1:
         raise InputError(f"the sample_id {most_common!r} occurs {count} times: sample ids must differ")
     return samples
+
+
+def _seen_by_all(images: Dataset) -> list[list[tuple[int, str, str]]]:
+    rows = own_share(torch.arange(len(images))).tolist()  # type: ignore[arg-type]
+    try:
+        own: Any = [_seen(images[row]) for row in rows]
+    except InputError as error:
+        own = error
+    shares = from_all_processes(own)
+    for share in shares:
+        if isinstance(share, InputError):
+            raise share
+    return shares
+
+
+def _seen(row: dict[str, Any]) -> tuple[int, str, str]:
+    pixels: Tensor = row["pixel_values"]
+    digest = hashlib.sha256(f"{pixels.dtype} {tuple(pixels.shape)}".encode())
+    digest.update(pixels.contiguous().numpy().tobytes())
+    return int(row["labels"]), str(row["sample_id"]), digest.hexdigest()
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

@@ -75,8 +75,11 @@ class CBPTModel(BaseTuner):
         class_indices: Sequence[int] | torch.Tensor | None = None,
         chunk_size: int | None = None,
         prefix_ids: Sequence[int] = (),
+        kept_tokens: int = 0,
     ) -> torch.Tensor:
         """Text features of the class prompts, the e_t^j of Eq. 8, with gradient to the context.
+
+        Prompts of like length are encoded together, so that padding is below 15% of the tokens.
 
         Args:
             class_indices: Indices into `class_names`, in any order; None for all classes.
@@ -84,6 +87,8 @@ class CBPTModel(BaseTuner):
                 computed again in the backward pass, so that memory does not grow with the number of classes.
                 None encodes all at once and keeps the activations.
             prefix_ids: Tokens to put before every prompt, after BOS, such as an attacker's text trigger.
+            kept_tokens: With a `chunk_size`, the first chunks of up to so many tokens together keep their
+                activations after all.
 
         Returns:
             float32 (n, projection_dim), rows of unit norm.
@@ -92,13 +97,23 @@ class CBPTModel(BaseTuner):
             ValueError, IndexError: as [`~CBPTModel.class_prompt_ids`].
             ValueError: if the prefix leaves no room for the prompts.
         """
-        input_ids = self.class_prompt_ids(class_indices)
+        prompts = self._layer.class_prompts[self._active_name()]
+        buckets, places = prompts.buckets(not self._layer.disable_adapters, class_indices, self._layer.weight.device)
         if len(prefix_ids):
-            input_ids = self._with_prefix(input_ids, prefix_ids)
-        if chunk_size is None:
-            return self._encode(input_ids)
-        chunks = [checkpoint(self._encode, chunk, use_reentrant=False) for chunk in input_ids.split(chunk_size)]
-        return torch.cat(chunks)
+            buckets = [self._with_prefix(input_ids, prefix_ids) for input_ids in buckets]
+        features, kept = [], 0
+        for chunk in (part for input_ids in buckets for part in input_ids.split(chunk_size or len(input_ids))):
+            kept += chunk.numel()
+            if chunk_size is None or kept <= kept_tokens:
+                features.append(self._encode(chunk))
+            else:
+                features.append(checkpoint(self._encode, chunk, use_reentrant=False))
+        return torch.cat(features)[places]
+
+    def class_prompt_lengths(self) -> list[int]:
+        """How many tokens the prompt of every class has: BOS, context and name, period, EOS."""
+        prompts = self._layer.class_prompts[self._active_name()]
+        return prompts.lengths(not self._layer.disable_adapters)
 
     def _with_prefix(self, input_ids: torch.Tensor, prefix_ids: Sequence[int]) -> torch.Tensor:
         room = self.model.config.text_config.max_position_embeddings - input_ids.shape[1]

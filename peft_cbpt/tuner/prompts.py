@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from peft_cbpt.tuner.buckets import length_buckets
+
 
 class RecordedIds(NamedTuple):
     """What a tokenizer says about the classes; saved with the adapter."""
@@ -143,6 +145,7 @@ class ClassPrompts:
         self.template = template
         self.eos_token_id = eos_token_id
         self._of_all_classes: dict[bool, torch.Tensor] = {}
+        self._buckets: dict[tuple[bool, tuple[int, ...]], tuple[list[torch.Tensor], torch.Tensor]] = {}
 
     def input_ids(
         self,
@@ -172,6 +175,35 @@ class ClassPrompts:
         if ids is None or ids.device != device:
             ids = self._of_all_classes[learned] = self._pad(rows).to(device)
         return ids
+
+    def lengths(self, learned: bool) -> list[int]:
+        """Tokens of every class's prompt, without filling."""
+        return [len(row) for row in (self.learned if learned else self.template)]
+
+    def buckets(
+        self,
+        learned: bool,
+        class_indices: Sequence[int] | torch.Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The prompts of `input_ids` in groups of like length, each filled up to its own longest.
+
+        Arguments and errors are those of `input_ids`.
+
+        Returns:
+            The groups, int64 (n_g, L_g), longest first; and int64 (n,), for each prompt its place in their
+            concatenation.
+        """
+        indices = tuple(range(len(self.learned)) if class_indices is None else self._checked(class_indices))
+        device = device or torch.device("cpu")
+        found = self._buckets.get((learned, indices))
+        if found is None or found[1].device != device:
+            rows = [(self.learned if learned else self.template)[index] for index in indices]
+            groups = length_buckets([len(row) for row in rows])
+            places = torch.tensor([place for group in groups for place in group]).argsort()
+            ids = [self._pad([rows[place] for place in group]).to(device) for group in groups]
+            found = self._buckets[learned, indices] = (ids, places.to(device))
+        return found
 
     def _checked(self, class_indices: Sequence[int] | torch.Tensor) -> list[int]:
         indices = torch.as_tensor(class_indices)

@@ -103,7 +103,7 @@ def test_a_checkpoint_of_another_job_is_refused(run, tmp_path, change):
     assert code == 2 and "start anew" in errors
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "adapter_model.safetensors", "perturbed_features.safetensors"])
+@pytest.mark.parametrize("name", ["trainer_state.json", "adapter_model.safetensors", "job.json"])
 def test_a_damaged_checkpoint_is_refused(run, tmp_path, name):
     assert run()[0] == 0
     (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")

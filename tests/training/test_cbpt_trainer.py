@@ -21,7 +21,13 @@ def make_trainer(clip, images, folder, **settings):
     torch.manual_seed(0)
     config = CBPTConfig(class_names=FEW_CLASSES).tokenize(clip.tokenizer)
     model = get_peft_model(copy.deepcopy(clip.model), config)
-    defaults = {"num_train_epochs": 3, "warmup_epochs": 1, "per_device_train_batch_size": 7, "inversion_steps": 3}
+    defaults = {
+        "cache_dir": str(folder / "cache"),
+        "num_train_epochs": 3,
+        "warmup_epochs": 1,
+        "per_device_train_batch_size": 7,
+        "inversion_steps": 3,
+    }
     arguments = CBPTTrainingArguments(
         output_dir=str(folder), use_cpu=True, disable_tqdm=True, **{**defaults, **LINF, **settings}
     )
@@ -58,11 +64,11 @@ def test_only_the_context_learns_and_the_base_stays_bit_identical(poisoned_clip,
 def test_cache_and_inner_batch_size_change_nothing(reference, poisoned_clip, few_shots, tmp_path, settings):
     context, trainer = trained_context(poisoned_clip, few_shots, tmp_path / "other", **settings)
     torch.testing.assert_close(context, reference[0], rtol=0, atol=1e-5)
-    kept = reference[1].inverter.cache
-    other = trainer.inverter.cache if trainer.inverter.use_cache else kept
-    assert other.rows_of.keys() == kept.rows_of.keys()
-    for pair, row in kept.rows_of.items():
-        torch.testing.assert_close(other.features[other.rows_of[pair]], kept.features[row], rtol=0, atol=1e-5)
+    kept = reference[1].inverter.store
+    other = trainer.inverter.store or kept
+    assert other.keys() == kept.keys()
+    pairs = torch.tensor(list(kept.keys()))
+    torch.testing.assert_close(other.look_up(pairs), kept.look_up(pairs), rtol=0, atol=1e-5)
 
 
 def test_text_chunks_change_nothing(reference, poisoned_clip, few_shots, tmp_path):

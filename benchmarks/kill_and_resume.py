@@ -1,0 +1,97 @@
+"""Kill a purification with SIGKILL at random moments, resume it each time, and compare with an unbroken run.
+
+    python benchmarks/kill_and_resume.py [--kills 10] [--seed 0]
+
+A tiny job on the pocket world; about two minutes on 2 cores. Stores benchmarks/results/kill_and_resume.json.
+"""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "kill_and_resume.json"
+JOB = """--model_name_or_path pocket:badnet --dataset_name pocket:base --num_classes 6 --num_shots 4 --norm inf
+--test_images_per_class 2 --warmup_epochs 2 --inversion_step_rule sign --inversion_lr 0.008
+--per_device_train_batch_size 4
+--inversion_batch_size 4 --use_cpu --disable_tqdm true""".split()
+
+
+def command(output: Path, epochs: int) -> list[str]:
+    options = [*JOB, "--output_dir", str(output), "--cache_dir", str(output / "cache")]
+    return [sys.executable, "-m", "peft_cbpt", "purify", *options, "--num_train_epochs", str(epochs)]
+
+
+def context(output: Path) -> torch.Tensor:
+    (learned,) = load_file(output / "adapter_model.safetensors").values()
+    return learned
+
+
+def wait_for_training(process: subprocess.Popen, output: Path, before: int) -> bool:
+    """Until the run has written something to its cache or a new checkpoint; whether it is still going."""
+    while process.poll() is None:
+        if sum(1 for _ in output.glob("c*/**/*")) != before:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def run_with_kills(output: Path, epochs: int, kills: int, longest_wait: float, seed: int) -> list[dict]:
+    """Kill `kills` times, each a random while after the run made its first progress; then let it end.
+
+    Returns:
+        For each kill, seconds after the start, and the checkpoints and shards that were on disk.
+    """
+    rng, killed = random.Random(seed), []
+    while True:
+        before = sum(1 for _ in output.glob("c*/**/*"))
+        start = time.perf_counter()
+        with subprocess.Popen(
+            [*command(output, epochs), "--resume_from_checkpoint", "true"], stdout=subprocess.DEVNULL
+        ) as process:
+            if len(killed) < kills and wait_for_training(process, output, before):
+                time.sleep(rng.uniform(0, longest_wait))
+                process.send_signal(signal.SIGKILL)
+            if process.wait() == 0:
+                return killed
+            if process.returncode != -signal.SIGKILL:
+                sys.exit(f"the run ended with code {process.returncode}")
+        checkpoints = sorted(path.name for path in output.glob("checkpoint-*"))
+        shards = sum(1 for _ in output.glob("cache/*/*.safetensors"))
+        seconds = round(time.perf_counter() - start, 2)
+        killed.append({"seconds": seconds, "checkpoints": checkpoints, "shards": shards})
+        print(f"killed after {seconds:.1f} s, on disk: {shards} shards, {checkpoints}", flush=True)
+
+
+def compare(folder: Path, epochs: int, kills: int, longest_wait: float, seed: int) -> dict:
+    """The largest difference between an unbroken run and a killed one, and what was on disk at each kill."""
+    subprocess.run(command(folder / "whole", epochs), check=True, stdout=subprocess.DEVNULL)
+    killed = run_with_kills(folder / "killed", epochs, kills, longest_wait, seed)
+    difference = (context(folder / "whole") - context(folder / "killed")).abs().max().item()
+    return {"epochs": epochs, "seed": seed, "kills": killed, "largest_context_difference": difference}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--longest_wait", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = compare(Path(folder), options.epochs, options.kills, options.longest_wait, options.seed)
+    print(f"{len(result['kills'])} kills, largest difference {result['largest_context_difference']}")
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The inner loop over the bank: what is inverted, for whom, by which process, and how it is kept."""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import tqdm
+from torch import Tensor
+
+from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.clip.processes import from_all_processes, num_processes, own_share
+from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
+from peft_cbpt.purification.feature_store import FeatureStore
+from peft_cbpt.purification.inversion import InversionSettings, invert_triggers
+from peft_cbpt.purification.targets import PositiveRule, choose_positives
+
+
+def pairs_of(rows: Tensor, pseudo_targets: Tensor) -> Tensor:
+    """The keys of perturbed features: (row, y'), int64 (B, 2).
+
+    The optimal perturbation of an image depends on the prompts through y' only, so an entry stays right while prompts
+    learn.
+    """
+    return torch.stack([rows, pseudo_targets], 1)
+
+
+@dataclass
+class TriggerInverter:
+    """From (row, y') to the feature e'_v of the image with its dummy trigger.
+
+    Args:
+        encode_image: The frozen encoder.
+        load_pixels: Clean pixels of bank rows.
+        bank: Clean features, from which positives and negatives come.
+        settings: Budget and optimiser of the inversion.
+        positives: Rule that chooses v_pos.
+        batch_size: Images inverted at once; does not change any result.
+        seed: Seed of random positives.
+        dtype: In what the encoder computes while a trigger is inverted. The image with its trigger is encoded in
+            float32 in any case.
+        store: What is kept, by `pairs_of`; None inverts anew at every look-up.
+    """
+
+    encode_image: EncodeImage
+    load_pixels: LoadPixels
+    bank: FeatureBank
+    settings: InversionSettings
+    positives: PositiveRule = "farthest"
+    batch_size: int = 256
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+    store: FeatureStore | None = None
+
+    def invert(self, rows: Tensor, pseudo_targets: Tensor) -> Tensor:
+        """Perturbed features (B, D) of one batch of pairs, computed."""
+        bank = self.bank
+        chosen = choose_positives(
+            self.positives, rows, pseudo_targets, bank.features, bank.labels, bank.sample_ids, self.seed
+        )
+        pixels = self.load_pixels(rows.tolist()).to(bank.features.device)
+        with torch.autocast(pixels.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            delta = invert_triggers(
+                self.encode_image, pixels, bank.features[chosen], bank.features[rows], self.settings
+            )
+        with torch.no_grad():
+            return self.encode_image(pixels + delta)
+
+    def missing(self, rows: Tensor, pseudo_targets: Tensor) -> bool:
+        """Whether a pair is not kept yet."""
+        return self.store is not None and len(self.store.missing(pairs_of(rows, pseudo_targets))) > 0
+
+    def prefetch(self, rows: Tensor, pseudo_targets: Tensor) -> None:
+        """Invert and keep those pairs that are not kept yet, each process its share; all processes must call.
+
+        Batches are written as they are done, in the order of the pairs.
+        """
+        assert self.store is not None
+        wanted = pairs_of(rows, pseudo_targets).cpu()
+        wanted = wanted[self.store.missing(wanted)]
+        if num_processes() > 1:
+            wanted = torch.unique(torch.cat(from_all_processes(wanted)), dim=0)
+        own = own_share(wanted)
+        batches = own[self.store.missing(own)].split(self.batch_size)
+        for batch in tqdm(batches, desc="trigger inversion", leave=False, disable=len(batches) < 2):
+            if len(batch):
+                self.store.add(batch, self.invert(*batch.to(self.bank.features.device).T))
+        if num_processes() > 1:
+            self._share(own)
+
+    def _share(self, own: Tensor) -> None:
+        assert self.store is not None
+        for pairs, features in from_all_processes((own, self.store.look_up(own))):
+            new = self.store.missing(pairs)
+            if len(new):
+                self.store.add(pairs[new], features[new], write=False)
+
+    def perturbed_features(self, rows: Tensor, pseudo_targets: Tensor) -> Tensor:
+        """Perturbed features (B, D) of pairs: looked up if there is a store, which must have them; else inverted."""
+        if self.store is not None:
+            return self.store.look_up(pairs_of(rows, pseudo_targets)).to(self.bank.features.device)
+        parts = zip(rows.split(self.batch_size), pseudo_targets.split(self.batch_size), strict=True)
+        return torch.cat([self.invert(*part) for part in parts])

@@ -1,0 +1,88 @@
+"""From the trainer's settings to the feature bank and the inner loop, with what earlier runs left on disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
+from peft_cbpt.purification.disk_cache import DiskCache, default_cache_dir
+from peft_cbpt.purification.feature_bank import build_feature_bank
+from peft_cbpt.purification.feature_store import FeatureStore
+from peft_cbpt.purification.trigger_inverter import TriggerInverter
+from peft_cbpt.training.cbpt_arguments import DTYPES, CBPTTrainingArguments
+from peft_cbpt.training.checkpoints import bank_key, inversion_key
+from peft_cbpt.training.memory import image_batch_size
+from peft_cbpt.training.samples import Samples
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
+
+
+@dataclass(frozen=True)
+class ImagesToInvert:
+    """The clean images of a run.
+
+    Args:
+        dataset: Rows of `pixel_values`.
+        samples: What was seen of them.
+        normalize: The base model's preprocessing.
+    """
+
+    dataset: Dataset
+    samples: Samples
+    normalize: PixelNormalizer
+
+    def load(self, rows: Sequence[int]) -> Tensor:
+        """Float pixels (B, 3, H, W) in [0, 1]."""
+        pixels = torch.stack([self.dataset[row]["pixel_values"] for row in rows])
+        return pixels if pixels.is_floating_point() else pixels.float() / 255
+
+
+def cache_keys(
+    base: nn.Module, images: ImagesToInvert, args: CBPTTrainingArguments
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What clean and perturbed features depend on."""
+    bank = bank_key(weights_fingerprint(base), images.samples, images.normalize, args.device.type)
+    settings = args.inversion_settings()
+    return bank, inversion_key(bank, settings, args.positives, args.seed, args.inversion_dtype)
+
+
+def open_cache(args: CBPTTrainingArguments) -> DiskCache | None:
+    """The disk cache that the settings name.
+
+    Raises:
+        InputError: if it cannot be written to.
+    """
+    folder = Path(args.cache_dir or default_cache_dir()).expanduser()
+    return DiskCache(folder, int(args.cache_size_gb * 1e9)) if args.use_cache else None
+
+
+def make_inverter(
+    base: Any, images: ImagesToInvert, args: CBPTTrainingArguments, cache: DiskCache | None
+) -> TriggerInverter:
+    """Encode the clean images that the disk cache lacks and open the perturbed features it has; all processes call."""
+    clean, perturbed = FeatureStore(), None
+    if cache is not None:
+        bank_of, inversion_of = cache_keys(base, images, args)
+        clean = FeatureStore(cache.open("features", bank_of))
+        perturbed = FeatureStore(cache.open("perturbed", inversion_of))
+    prefer_channels_last(base.vision_model)
+    encode_image = image_encoder(base, images.normalize)
+    batch_size = args.inversion_batch_size or image_batch_size(encode_image, images.load([0]).to(args.device), base)
+    encode = torch.compile(encode_image) if args.compile_image_encoder else encode_image
+    labels = torch.tensor(images.samples.labels)
+    bank = build_feature_bank(encode, images.load, labels, images.samples.ids, args.device, batch_size, clean)
+    return TriggerInverter(
+        encode,
+        images.load,
+        bank,
+        args.inversion_settings(),
+        args.positives,  # type: ignore[arg-type]
+        batch_size,
+        args.seed,
+        DTYPES[args.inversion_dtype],
+        perturbed,
+    )
