@@ -70,19 +70,20 @@ def bare_forward_passes(encode: EncodeImage, n_images: int, batch_size: int) -> 
         encode(pixels[: n_images - start].float() / 255)
 
 
-def evaluate(data: Path, output: str, batch_size: int) -> None:
+def evaluate(data: Path, output: str, batch_size: int, num_workers: int) -> None:
     options = ["--model_name_or_path", MODEL, "--datasets", str(data), "--batch_size", str(batch_size)]
+    options += ["--num_workers", str(num_workers)]
     if code := peft_cbpt(["evaluate", *options, "--output_dir", output]):
         sys.exit(code)
 
 
-def main(n_images: int, batch_size: int) -> None:
+def main(n_images: int, batch_size: int, num_workers: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         fifth, whole = draw(n_images // 5, Path(folder)), draw(n_images, Path(folder))
         peaks = []
         seconds = {}
         for name, data in (("fifth", fifth), ("whole", whole)):
-            seconds[name] = timed(lambda: evaluate(data, f"{folder}/out-{name}", batch_size))  # noqa: B023
+            seconds[name] = timed(lambda: evaluate(data, f"{folder}/out-{name}", batch_size, num_workers))  # noqa: B023
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         cell = json.loads(Path(f"{folder}/out-whole/evaluation.json").read_text())["cells"][0]
     clip = load_clip(resolve_model(MODEL))
@@ -92,6 +93,7 @@ def main(n_images: int, batch_size: int) -> None:
         "n_images": n_images,
         "n_counted": cell["n_images"],
         "batch_size": batch_size,
+        "num_workers": num_workers,
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "seconds": seconds,
@@ -111,5 +113,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n_images", type=int, default=50_000)
     parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--num_workers", type=int, default=0)
     arguments = parser.parse_args()
-    main(arguments.n_images, arguments.batch_size)
+    main(arguments.n_images, arguments.batch_size, arguments.num_workers)
