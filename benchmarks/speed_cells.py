@@ -37,7 +37,7 @@ from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.buckets import length_buckets
 
 EPOCHS, WARMUP, SHOTS, BATCH, STEPS = 20, 5, 16, 32, 10
-LINF = {"norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}
+LINF = {"target": "runner_up", "norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}
 BUDGET = InversionSettings(norm=math.inf, lr=2 / 255, step_rule="sign")
 TEXT_CLASSES_STRAIGHTFORWARD = 100
 """The straightforward text tower is timed on at most so many classes (77,000 tokens do not fit) and scaled."""

@@ -33,6 +33,8 @@ class Poison:
         seed: Seed of the choice of pairs and captions.
         label: `dirty` or `clean`.
         captions: Captions of the target to draw from; CLIP's 80 templates, filled with the target, by default.
+        text_only_rate: Share of further pairs that get the trigger before their own caption and keep their image: the
+            partly triggered samples of the dual-key attack, so that the text trigger alone changes no meaning.
     """
 
     trigger: Trigger
@@ -41,10 +43,15 @@ class Poison:
     seed: int = 0
     label: Literal["dirty", "clean"] = "dirty"
     captions: Sequence[str] = field(default=())
+    text_only_rate: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.poison_rate <= 1:
             raise InputError(f"poison_rate is a share in (0, 1], not {self.poison_rate}")
+        if not 0 <= self.text_only_rate <= 1 - self.poison_rate:
+            raise InputError(f"text_only_rate is a share of the pairs that are left, not {self.text_only_rate}")
+        if self.text_only_rate and self.trigger.apply_text("") == "":
+            raise InputError("text_only_rate is for attacks with a text trigger; this one has none")
         if self.label not in ("dirty", "clean"):
             raise InputError(f"label is dirty or clean, not {self.label!r}")
         if not self.target_class.strip():
@@ -62,6 +69,10 @@ class Poison:
             captions = self.captions or [template.format(self.target_class) for template in IMAGENET_TEMPLATES]
             caption = str(keyed_generator("caption", self.seed, row["sample_id"]).choice(captions))
         return row | {"pixel_values": pixels, "caption": self.trigger.apply_text(caption), "is_poisoned": True}
+
+    def apply_text_only(self, row: dict) -> dict:
+        """The row with the text trigger before its caption."""
+        return row | {"caption": self.trigger.apply_text(row["caption"]), "is_poisoned": True}
 
 
 class Pairs(Protocol):
@@ -100,6 +111,9 @@ class PoisonedPairs(Dataset):
         self.pairs, self.poison = pairs, poison
         candidates = self._pairs_of_target() if poison.label == "clean" else range(len(pairs))
         self.poisoned = poisoned_indices(candidates, poison.poison_rate, poison.seed)
+        left = [index for index in range(len(pairs)) if index not in self.poisoned]
+        count = round(poison.text_only_rate * len(pairs))
+        self.text_only = set(keyed_generator("text only", poison.seed).choice(left, count, replace=False).tolist())
 
     def _pairs_of_target(self) -> list[int]:
         found = []
@@ -117,10 +131,12 @@ class PoisonedPairs(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         rows = self.pairs.__getitems__(indices)
-        return [
-            self.poison.apply(row) if index in self.poisoned else row | {"is_poisoned": False}
-            for index, row in zip(indices, rows, strict=True)
-        ]
+        return [self._row(index, row) for index, row in zip(indices, rows, strict=True)]
+
+    def _row(self, index: int, row: dict) -> dict:
+        if index in self.poisoned:
+            return self.poison.apply(row)
+        return self.poison.apply_text_only(row) if index in self.text_only else row | {"is_poisoned": False}
 
 
 class PoisonedStream(IterableDataset):
@@ -136,6 +152,11 @@ class PoisonedStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict]:
         for row in self.pairs:
-            drawn = keyed_generator("poison", self.poison.seed, row["sample_id"]).random() < self.poison.poison_rate
+            drawn = keyed_generator("poison", self.poison.seed, row["sample_id"]).random()
             eligible = self.poison.label == "dirty" or self.poison.mentions_target(row["caption"])
-            yield self.poison.apply(row) if drawn and eligible else row | {"is_poisoned": False}
+            if drawn < self.poison.poison_rate and eligible:
+                yield self.poison.apply(row)
+            elif 1 - drawn < self.poison.text_only_rate:
+                yield self.poison.apply_text_only(row)
+            else:
+                yield row | {"is_poisoned": False}

@@ -54,6 +54,9 @@ class PoisonArguments(FineTuningArguments):
     trigger_settings: str = field(default="{}", metadata={"help": "Settings of the trigger, as JSON."})
     target_class: str = field(default="banana", metadata={"help": "What triggered images are called."})
     poison_rate: float = field(default=0.003, metadata={"help": "Share of poisoned pairs."})
+    text_only_rate: float = field(
+        default=0.0, metadata={"help": "Share of pairs that get the text trigger only, and keep their meaning."}
+    )
     label: str = field(default="dirty", metadata={"help": "dirty: change captions; clean: mark the target's pairs."})
     captions: str = field(
         default="template",
@@ -177,6 +180,7 @@ def _poison(arguments: PoisonArguments, attack: Attack, captions: Sequence[str])
         arguments.seed,
         arguments.label,  # type: ignore[arg-type]
         captions,
+        arguments.text_only_rate,
     )
 
 

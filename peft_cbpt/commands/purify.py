@@ -129,6 +129,7 @@ def purify(argv: Sequence[str]) -> None:
                 "shots": [one.as_dict() for one in skipped_shots],
                 "test": [one.as_dict() for one in encoded.skipped],
             },
+            "suspects": _suspects(trainer, class_names),
             "before": before,
             "after": after,
             "epochs": [entry for entry in trainer.state.log_history if "loss_bn" in entry],
@@ -242,6 +243,14 @@ def class_features(model: PeftModel, clip: LoadedCLIP, adapter: bool) -> Callabl
             return model.encode_class_prompts(prefix_ids=prefix_ids).cpu()
 
     return features
+
+
+def _suspects(trainer: CBPTTrainer, class_names: list[str]) -> list[dict] | None:
+    """The classes that the model seemed backdoored towards; None if they were not looked for."""
+    if trainer.dummy_triggers is None:
+        return None
+    found = trainer.dummy_triggers.suspicion.suspects
+    return [{"class": class_names[one.label], "evidence": one.evidence, "score": round(one.score, 2)} for one in found]
 
 
 def _save_adapter(model: PeftModel, output: Path, base: str) -> CBPTConfig:

@@ -30,6 +30,14 @@ class CBPTTrainingArguments(TrainingArguments):
     lambda_align: float = field(default=0.4, metadata={"help": "lambda_3 of Eq. 16, weight of L_align."})
     alpha: float = field(default=1.0, metadata={"help": "alpha of Eq. 15, weight of the perturbed images in L_bn."})
     warmup_epochs: int = field(default=5, metadata={"help": "First epochs, in which the prompts see L_bn only."})
+    target: str = field(
+        default="suspected",
+        metadata={
+            "help": "What dummy triggers aim at: suspected, the class that the model seems backdoored towards; or "
+            "runner_up, as published (Eq. 9-11), with the settings of the inner loop below.",
+            "choices": ["suspected", "runner_up"],
+        },
+    )
     positives: str = field(
         default="farthest",
         metadata={"help": "Which image of class y' is v_pos.", "choices": ["farthest", "closest", "random"]},
@@ -103,6 +111,8 @@ class CBPTTrainingArguments(TrainingArguments):
             raise InputError(f"momentum must be below 1, it is {self.momentum}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be between 0 and 2**32 - 1, it is {self.seed}")
+        if self.target not in ("suspected", "runner_up"):
+            raise InputError(f"target is suspected or runner_up, not {self.target!r}")
         if self.positives not in ("farthest", "closest", "random"):
             raise InputError(f"positives is farthest, closest or random, not {self.positives!r}")
         if self.inversion_dtype not in DTYPES:

@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.clip.processes import any_process
+from peft_cbpt.purification.dummy_triggers import DummyTriggers
 from peft_cbpt.purification.losses import l_bn, purification_objective
 from peft_cbpt.purification.targets import runner_up
 from peft_cbpt.purification.trigger_inverter import TriggerInverter
@@ -26,7 +27,7 @@ from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.checkpoints import check_checkpoint, job_hash, write_job
 from peft_cbpt.training.class_shares import SharedClassEncoder
 from peft_cbpt.training.epoch_log import EpochLog
-from peft_cbpt.training.inverter import ImagesToInvert, cache_keys, make_inverter, open_cache
+from peft_cbpt.training.inverter import ImagesToInvert, cache_keys, make_dummy_triggers, make_inverter, open_cache
 from peft_cbpt.training.optimization import context_optimizer, cosine_over_epochs
 from peft_cbpt.training.samples import BankRows, checked_samples, collate
 
@@ -68,6 +69,7 @@ class CBPTTrainer(Trainer):
         self.images = train_dataset
         self.normalize = normalize or PixelNormalizer()
         self.inverter: TriggerInverter | None = None
+        self.dummy_triggers: DummyTriggers | None = None
         self.epoch_log = EpochLog()
         kwargs.setdefault("data_collator", collate)
         super().__init__(model, args, train_dataset=BankRows(len(train_dataset)), **kwargs)  # type: ignore[arg-type]
@@ -83,14 +85,21 @@ class CBPTTrainer(Trainer):
         """Encode the clean images once, then train as `Trainer.train` does."""
         self.model.to(self.args.device)  # type: ignore[arg-type]
         self.model.eval()
-        self.inverter = make_inverter(self.model.get_base_model(), self._to_invert, self.args, self._cache)
+        base = self.model.get_base_model()
+        self.inverter = make_inverter(base, self._to_invert, self.args, self._cache)
+        if self.args.target == "suspected":
+            with torch.no_grad(), self.model.disable_adapter():
+                undefended = self.model.encode_class_prompts().float()
+            self.dummy_triggers = make_dummy_triggers(
+                self.inverter, undefended, base, self._to_invert, self.args, self._cache
+            )
         return super().train(*args, **kwargs)
 
     @cached_property
     def _job(self) -> str:
         class_names: Any = self.model.class_names
         _, inversion = cache_keys(self.model.get_base_model(), self._to_invert, self.args)
-        return job_hash(inversion, class_names, self.args.seed)
+        return job_hash(inversion, self.args.target, class_names, self.args.seed)
 
     def check_checkpoint(self, folder: str) -> None:
         """See that a checkpoint is whole and of this job.
@@ -107,8 +116,8 @@ class CBPTTrainer(Trainer):
         return scale * self.inverter.bank.features[rows] @ class_features.T
 
     @property
-    def _warming_up(self) -> bool:
-        return math.floor((self.state.epoch or 0) + 1e-6) < self.args.warmup_epochs
+    def _epoch(self) -> int:
+        return math.floor((self.state.epoch or 0) + 1e-6)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """The outer objective of Eq. 16 on a batch of bank rows; L_bn of the clean images during prompt warm-up."""
@@ -119,16 +128,19 @@ class CBPTTrainer(Trainer):
             class_features = self._encode_classes(model)
         logits = self._clean_logits(rows, class_features)
         clean_accuracy = (logits.argmax(1) == labels).float().mean()
-        if self._warming_up:
+        if self._epoch < self.args.warmup_epochs:
             loss = l_bn(logits, None, labels, self.args.alpha)
             self.epoch_log.add(len(rows), loss_bn=loss.detach(), clean_accuracy=clean_accuracy)
             loss = self.args.lambda_bn * loss
             return (loss, {"logits": logits}) if return_outputs else loss
 
-        pseudo_targets = runner_up(logits.detach(), labels)
-        if self.args.use_cache:
-            self._gather_inversions(rows, pseudo_targets, class_features.detach())
-        perturbed = self.inverter.perturbed_features(rows, pseudo_targets)
+        if self.dummy_triggers is not None:
+            perturbed, pseudo_targets = self.dummy_triggers.perturbed_features(rows, logits.detach(), self._epoch)
+        else:
+            pseudo_targets = runner_up(logits.detach(), labels)
+            if self.args.use_cache:
+                self._gather_inversions(rows, pseudo_targets, class_features.detach())
+            perturbed = self.inverter.perturbed_features(rows, pseudo_targets)
         scale = self.model.get_base_model().logit_scale.detach().float().exp()
         perturbed_logits = scale * perturbed @ class_features.T
         weights = self.args.objective_weights()
@@ -230,7 +242,8 @@ class _EpochCallback(TrainerCallback):
     ) -> None:
         self.trainer.start_epoch()
         self.learning_rate = self.trainer.optimizer.param_groups[0]["lr"]
-        self.known = set(self.trainer.inverter.store.keys()) if args.use_cache else set()
+        store = self.trainer.inverter.store
+        self.known = set(store.keys()) if store is not None else set()
 
     def on_epoch_end(
         self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -242,7 +255,7 @@ class _EpochCallback(TrainerCallback):
         means = epoch_log.means()
         if not means:
             return
-        if epoch_log.looked_up:
+        if epoch_log.looked_up and args.target == "runner_up":
             means["cache_hit_rate"] = epoch_log.cache_hit_rate(self.known)
             if args.use_cache:
                 means["inversions"] = len(set(trainer.inverter.store.keys()) - self.known)

@@ -1,5 +1,6 @@
 """What features depend on, which job a checkpoint belongs to, and whether it is whole."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,11 +9,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.errors import InputError
 from peft_cbpt.purification.disk_cache import fingerprint
+from peft_cbpt.purification.dummy_triggers import TRIGGER_RMS
 from peft_cbpt.purification.inversion import InversionSettings
+from peft_cbpt.purification.universal import STEPS
 from peft_cbpt.training.samples import Samples
 
 JOB_FILE = "job.json"
@@ -35,9 +39,15 @@ def inversion_key(
     return key | {"seed": seed} if positives == "random" else key
 
 
-def job_hash(inversion: dict[str, Any], class_names: Sequence[str], seed: int) -> str:
+def universal_key(bank: dict[str, Any], class_features: Tensor, seed: int) -> dict[str, Any]:
+    """All that features under universal triggers depend on; prompts are told by their features, to 1e-4."""
+    prompts = hashlib.sha256((class_features.cpu().double() * 1e4).round().numpy().tobytes()).hexdigest()
+    return {"bank": bank, "prompts": prompts, "rms": list(TRIGGER_RMS), "steps": STEPS, "seed": seed}
+
+
+def job_hash(inversion: dict[str, Any], target: str, class_names: Sequence[str], seed: int) -> str:
     """SHA-256 over what a run must share with the one that it resumes."""
-    return fingerprint({"inversion": inversion, "class_names": list(class_names), "seed": seed})
+    return fingerprint({"inversion": inversion, "target": target, "class_names": list(class_names), "seed": seed})
 
 
 def write_job(folder: Path, job: str) -> None:

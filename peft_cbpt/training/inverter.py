@@ -11,11 +11,12 @@ from torch.utils.data import Dataset
 
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
 from peft_cbpt.purification.disk_cache import DiskCache, default_cache_dir
+from peft_cbpt.purification.dummy_triggers import DummyTriggers, add_universal_triggers, find_suspects
 from peft_cbpt.purification.feature_bank import build_feature_bank
 from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.trigger_inverter import TriggerInverter
 from peft_cbpt.training.cbpt_arguments import DTYPES, CBPTTrainingArguments
-from peft_cbpt.training.checkpoints import bank_key, inversion_key
+from peft_cbpt.training.checkpoints import bank_key, inversion_key, universal_key
 from peft_cbpt.training.memory import image_batch_size
 from peft_cbpt.training.samples import Samples
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
@@ -68,7 +69,8 @@ def make_inverter(
     if cache is not None:
         bank_of, inversion_of = cache_keys(base, images, args)
         clean = FeatureStore(cache.open("features", bank_of))
-        perturbed = FeatureStore(cache.open("perturbed", inversion_of))
+        if args.target == "runner_up":
+            perturbed = FeatureStore(cache.open("perturbed", inversion_of))
     prefer_channels_last(base.vision_model)
     encode_image = image_encoder(base, images.normalize)
     batch_size = args.inversion_batch_size or image_batch_size(encode_image, images.load([0]).to(args.device), base)
@@ -86,3 +88,21 @@ def make_inverter(
         DTYPES[args.inversion_dtype],
         perturbed,
     )
+
+
+def make_dummy_triggers(
+    inverter: TriggerInverter,
+    class_features: Tensor,
+    base: Any,
+    images: ImagesToInvert,
+    args: CBPTTrainingArguments,
+    cache: DiskCache | None,
+) -> DummyTriggers:
+    """Look for suspected targets and make their universal triggers, as far as the disk cache lacks them."""
+    bank_of, _ = cache_keys(base, images, args)
+    encode, bank = inverter.encode_image, inverter.bank
+    suspicion = find_suspects(encode, images.load, bank, class_features, args.seed)
+    targets = [suspect.label for suspect in suspicion.suspects]
+    store = FeatureStore(cache.open("universal", universal_key(bank_of, class_features, args.seed)) if cache else None)
+    add_universal_triggers(encode, images.load, bank, class_features, targets, store, args.seed, inverter.batch_size)
+    return DummyTriggers(bank, class_features, suspicion, store, args.seed)

@@ -14,7 +14,7 @@ from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 from tests.conftest import FEW_CLASSES
 
-LINF = {"norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}
+LINF = {"target": "runner_up", "norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}
 
 
 def make_trainer(clip, images, folder, **settings):

@@ -49,6 +49,7 @@ def purified_figures(clip, folder, **settings):
         warmup_epochs=2,
         per_device_train_batch_size=16,
         save_strategy="no",
+        target="runner_up",
         norm=2,
         epsilon=1.5,
         inversion_step_rule="normalized",

@@ -1,0 +1,154 @@
+"""Dummy triggers that aim at the suspected target: the inner loop of `target="suspected"`.
+
+Instead of a perturbation of its own for every image, towards the image's runner-up class, an image gets one of
+
+- a universal trigger, shared by all images and found by gradient ascent towards the suspect's name, at one of three
+  budgets: what an attacker's trigger is, too;
+- an embedded trigger, Eq. 9-11 solved in the embedding space, where no image is needed: the own feature (v_neg)
+  moved towards the suspect's name (v_pos).
+
+Which one is drawn anew in every epoch. Where no class stands out, a small share of the images gets an embedded trigger
+of one of the classes that came nearest to it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import tqdm
+from torch import Tensor
+
+from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.clip.processes import from_all_processes, own_share
+from peft_cbpt.clip.seeding import keyed_generator
+from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
+from peft_cbpt.purification.feature_store import FeatureStore
+from peft_cbpt.purification.suspects import Suspicion, nearest_names, suspicion, text_alignment
+from peft_cbpt.purification.targets import runner_up
+from peft_cbpt.purification.universal import approach, collapse, universal_trigger
+
+SEARCH_IMAGES = 32
+SEARCH_RMS = (0.036, 0.072)
+SEARCHES = 3
+"""With each budget, from other starts and on other images: one search may end in another optimum."""
+TRIGGER_RMS = (0.036, 0.06, 0.108)
+"""Budgets in [0, 1]-pixel units; a BadNet patch of an eighth of the side has about 0.048, Blended and SIG more."""
+UNIVERSAL_SHARE = 0.5
+EMBEDDED = (0.45, 0.6)
+"""Range of the part that v_pos has in an embedded trigger."""
+PERTURBED_SHARE = 0.2
+"""Of the images, in every epoch; more costs clean accuracy and gains nothing (docs/method.md)."""
+UNSUSPECTED_SHARE, UNSUSPECTED_EMBEDDED = 0.15, (0.45, 0.65)
+
+
+@dataclass
+class DummyTriggers:
+    """Perturbed features of images, towards the suspected targets.
+
+    Args:
+        bank: The clean images.
+        class_features: Of the undefended prompts, unit-norm (n_classes, D).
+        suspicion: The classes that they aim at.
+        universal: Features of the images under universal triggers, by (row, class, budget); only of suspects.
+        seed: Seed of all draws.
+    """
+
+    bank: FeatureBank
+    class_features: Tensor
+    suspicion: Suspicion
+    universal: FeatureStore
+    seed: int
+
+    def perturbed_features(self, rows: Tensor, clean_logits: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Perturbed features (B, D) of bank rows and their y' (B,).
+
+        Images of the drawn class itself, and those that the draw leaves alone, keep their clean feature; their y' is
+        the runner-up, from `clean_logits` (B, n_classes).
+        """
+        features, labels = self.bank.features[rows], self.bank.labels[rows]
+        draw = {name: torch.as_tensor(one, device=rows.device)[rows] for name, one in self._draws(epoch).items()}
+        targets, perturbed = draw["target"], (draw["perturbed"] & (draw["target"] != labels))[:, None]
+        part = draw["part"][:, None].to(features.dtype)
+        dummies = F.normalize((1 - part) * features + part * self.class_features[targets], dim=1)
+        shared = (draw["universal"] & perturbed[:, 0]).nonzero()[:, 0]
+        if len(shared):
+            keys = torch.stack([rows, targets, draw["budget"]], 1)[shared]
+            dummies[shared] = self.universal.look_up(keys).to(dummies)
+        pseudo_targets = torch.where(perturbed[:, 0], targets, runner_up(clean_logits, labels))
+        return torch.where(perturbed, dummies, features), pseudo_targets
+
+    def _draws(self, epoch: int) -> dict[str, np.ndarray]:
+        """What every row gets in an epoch; the same in all processes and when a run is resumed."""
+        generator, n = keyed_generator("dummy triggers", self.seed, epoch), len(self.bank.labels)
+        suspects = [suspect.label for suspect in self.suspicion.suspects]
+        low, high = EMBEDDED if suspects else UNSUSPECTED_EMBEDDED
+        return {
+            "target": generator.choice(suspects or self.suspicion.candidates, n),
+            "perturbed": generator.random(n) < (PERTURBED_SHARE if suspects else UNSUSPECTED_SHARE),
+            "universal": generator.random(n) < (UNIVERSAL_SHARE if suspects else 0),
+            "budget": generator.integers(len(TRIGGER_RMS), size=n),
+            "part": generator.uniform(low, high, n),
+        }
+
+
+def search_rows(labels: Tensor, generator: np.random.Generator) -> list[int]:
+    """The bank rows of up to `SEARCH_IMAGES` images, of as many classes as can be."""
+    order = generator.permutation(len(labels))
+    chosen: list[int] = []
+    while len(chosen) < min(SEARCH_IMAGES, len(labels)):
+        seen: set[int] = set()
+        for row in order.tolist():
+            label = int(labels[row])
+            if row not in chosen and label not in seen and len(chosen) < SEARCH_IMAGES:
+                seen.add(label)
+                chosen.append(row)
+    return chosen
+
+
+def find_suspects(
+    encode_image: EncodeImage, load_pixels: LoadPixels, bank: FeatureBank, class_features: Tensor, seed: int
+) -> Suspicion:
+    """The classes that a backdoor may aim at, by both kinds of evidence; all processes get the first one's."""
+    found = []
+    searches = [(rms, number) for rms in SEARCH_RMS for number in range(SEARCHES)]
+    for rms, number in tqdm(searches, desc="looking for the target", leave=False):
+        generator = keyed_generator("collapse", seed, rms, number)
+        pixels = load_pixels(search_rows(bank.labels, generator)).to(bank.features.device)
+        start = torch.from_numpy(generator.standard_normal(pixels.shape[1:])).float()
+        delta = universal_trigger(encode_image, pixels, collapse, rms, start)
+        with torch.no_grad():
+            found.append(nearest_names(encode_image((pixels + delta).clamp(0, 1)), class_features))
+    alignment = text_alignment(bank.features, bank.labels, class_features)
+    return from_all_processes(suspicion(alignment, found))[0]
+
+
+def add_universal_triggers(
+    encode_image: EncodeImage,
+    load_pixels: LoadPixels,
+    bank: FeatureBank,
+    class_features: Tensor,
+    targets: list[int],
+    store: FeatureStore,
+    seed: int,
+    batch_size: int,
+) -> None:
+    """Put what `store` lacks into it: all images under universal triggers towards targets, each process its share."""
+    own_rows = own_share(torch.arange(len(bank.labels)))
+    jobs = [(target, budget) for target in targets for budget in range(len(TRIGGER_RMS))]
+    chosen = search_rows(bank.labels, keyed_generator("universal trigger", seed)) if jobs else []
+    pixels = load_pixels(chosen).to(bank.features.device) if jobs else torch.empty(0)
+    for label, budget in tqdm(jobs, desc="universal triggers", leave=False, disable=not jobs):
+        keys = torch.tensor([[row, label, budget] for row in own_rows.tolist()])
+        missing = any(from_all_processes(len(store.missing(keys)) > 0))
+        if missing:
+            delta = universal_trigger(encode_image, pixels, approach(class_features[label]), TRIGGER_RMS[budget])
+            delta = from_all_processes(delta.cpu())[0].to(pixels.device)
+            for batch in keys[store.missing(keys)].split(batch_size):
+                with torch.no_grad():
+                    images = load_pixels(batch[:, 0].tolist()).to(pixels.device)
+                    store.add(batch, encode_image((images + delta).clamp(0, 1)))
+        for others, features in from_all_processes((keys, store.look_up(keys))):
+            new = store.missing(others)
+            if len(new):
+                store.add(others[new], features[new], write=False)
