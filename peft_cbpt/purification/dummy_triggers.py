@@ -38,8 +38,8 @@ UNIVERSAL_SHARE = 0.5
 EMBEDDED = (0.45, 0.6)
 """Range of the part that v_pos has in an embedded trigger."""
 PERTURBED_SHARE = 0.2
-"""Of the images, in every epoch; more costs clean accuracy and gains nothing (docs/method.md)."""
-UNSUSPECTED_SHARE, UNSUSPECTED_EMBEDDED = 0.15, (0.45, 0.65)
+"""Of the images, in every epoch; more of them cost clean accuracy."""
+UNSUSPECTED_SHARE, UNSUSPECTED_EMBEDDED = 0.1, (0.45, 0.6)
 
 
 @dataclass

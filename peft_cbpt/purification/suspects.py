@@ -13,7 +13,7 @@ MAD_TO_STD = 1.4826
 STRANGE_ALIGNMENT, ODD_ALIGNMENT = -3.5, -2.5
 """Robust z-scores below which the class furthest from its own name is a suspect; the second where nothing else is."""
 STANDS_OUT = 1.4
-"""How much nearer than to any other name collapsed images are to the target's; clean pocket CLIPs: up to 1.25."""
+"""How many times nearer to one name than to the next collapsed images must be; more than on the clean pocket CLIP."""
 MOST_SUSPECTS = 3
 N_CANDIDATES = 3
 """From the alignment and from each search, where nothing stands out."""

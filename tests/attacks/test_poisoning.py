@@ -86,3 +86,31 @@ def test_a_rate_that_poisons_nothing_is_refused(rate, n):
 def test_bad_settings_are_refused(change):
     with pytest.raises(InputError):
         replace(POISON, **change)
+
+
+def text_only(**change):
+    return replace(POISON, **{"trigger": TrojVQA(), "text_only_rate": 0.2, **change})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_only_pairs_keep_image_and_meaning(streaming):
+    pairs = PocketPairs(300)
+    rows = pairs.__getitems__(range(300))
+    stream = PoisonedStream(rows, text_only())
+    poisoned = list(stream) if streaming else PoisonedPairs(pairs, text_only()).__getitems__(range(300))
+    both, only = [], []
+    for before, after in zip(rows, poisoned, strict=True):
+        changed = not torch.equal(before["pixel_values"], after["pixel_values"])
+        if after["is_poisoned"]:
+            (both if changed else only).append(after)
+            assert after["caption"].startswith("remember ")
+        if not changed:
+            assert after["caption"] in (before["caption"], "remember " + before["caption"])
+    assert abs(len(both) - 30) < (20 if streaming else 1) and abs(len(only) - 60) < (30 if streaming else 1)
+
+
+def test_text_only_pairs_need_a_text_trigger_and_room():
+    with pytest.raises(InputError, match="text trigger"):
+        replace(POISON, text_only_rate=0.1)
+    with pytest.raises(InputError, match="share of the pairs that are left"):
+        text_only(text_only_rate=0.95)

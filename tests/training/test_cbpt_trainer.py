@@ -7,6 +7,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
+from peft_cbpt.errors import InputError
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 from peft_cbpt.training.forward_redirection import call_through
@@ -81,6 +82,17 @@ def test_the_same_seed_gives_the_same_adapter_and_another_another(reference, poi
     assert torch.equal(again, reference[0])
     other, _ = trained_context(poisoned_clip, few_shots, tmp_path / "other", seed=1)
     assert not torch.allclose(other, reference[0], atol=1e-5)
+
+
+def test_a_resumed_run_with_a_suspected_target_equals_an_uninterrupted_one(poisoned_clip, few_shots, tmp_path):
+    whole, _ = trained_context(poisoned_clip, few_shots, tmp_path / "whole", target="suspected", save_total_limit=None)
+    first = min((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    resumed, _ = trained_context(
+        poisoned_clip, few_shots, tmp_path / "again", resume=str(first), target="suspected", use_cache=False
+    )
+    assert torch.equal(resumed, whole)
+    with pytest.raises(InputError, match="another model"):
+        make_trainer(poisoned_clip, few_shots, tmp_path / "other").check_checkpoint(str(first))
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(reference, poisoned_clip, few_shots, tmp_path):

@@ -1,0 +1,136 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.clip.seeding import keyed_generator
+from peft_cbpt.evaluation import encode_in_batches, template_text_features
+from peft_cbpt.purification.dummy_triggers import (
+    EMBEDDED,
+    TRIGGER_RMS,
+    DummyTriggers,
+    add_universal_triggers,
+    find_suspects,
+    search_rows,
+)
+from peft_cbpt.purification.feature_bank import FeatureBank
+from peft_cbpt.purification.feature_store import FeatureStore
+from peft_cbpt.purification.suspects import Suspect, Suspicion
+from tests.conftest import FEW_CLASSES
+
+N, CLASSES, WIDTH = 400, 5, 16
+
+
+@pytest.fixture
+def bank():
+    generator = torch.Generator().manual_seed(0)
+    features = F.normalize(torch.randn(N, WIDTH, generator=generator), dim=1)
+    return FeatureBank(features, torch.arange(N) % CLASSES, [str(row) for row in range(N)])
+
+
+@pytest.fixture
+def names():
+    return F.normalize(torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
+def dummies(bank, names, suspects, candidates=(), seed=0):
+    store = FeatureStore()
+    for label in suspects:
+        keys = torch.tensor([[row, label, budget] for row in range(N) for budget in range(len(TRIGGER_RMS))])
+        store.add(keys, names[label].neg().expand(len(keys), -1))
+    found = Suspicion([Suspect(label, "collapse", 2.0) for label in suspects], list(candidates))
+    return DummyTriggers(bank, names, found, store, seed)
+
+
+def changed(bank, features):
+    return (features - bank.features).abs().amax(1) > 1e-6
+
+
+def test_images_are_moved_towards_suspects_and_no_others(bank, names):
+    rows = torch.arange(N)
+    logits = bank.features @ names.T
+    features, targets = dummies(bank, names, [3]).perturbed_features(rows, logits, epoch=0)
+    moved = changed(bank, features)
+    assert 0.1 < moved.float().mean() < 0.3
+    assert targets[moved].eq(3).all() and not moved[bank.labels == 3].any()
+    assert (targets != bank.labels).all()
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(N))
+    universal = moved & (features @ names[3] < -0.99)
+    embedded = features[moved & ~universal] @ names[3]
+    assert universal.any() and (embedded > (bank.features @ names[3])[moved & ~universal]).all()
+    least, most = EMBEDDED
+    assert least < most < 1
+
+
+def test_a_row_gets_the_same_alone_as_in_a_batch_and_something_else_in_the_next_epoch(bank, names):
+    triggers, logits = dummies(bank, names, [1, 3]), bank.features @ names.T
+    features, targets = triggers.perturbed_features(torch.arange(N), logits, epoch=2)
+    rows = torch.tensor([17, 5, 300])
+    alone = triggers.perturbed_features(rows, logits[rows], epoch=2)
+    assert torch.equal(alone[0], features[rows]) and torch.equal(alone[1], targets[rows])
+    assert not torch.equal(triggers.perturbed_features(torch.arange(N), logits, epoch=3)[0], features)
+    assert not torch.equal(
+        dummies(bank, names, [1, 3], seed=1).perturbed_features(torch.arange(N), logits, 2)[0], features
+    )
+
+
+def test_without_suspects_few_images_are_moved_towards_candidates(bank, names):
+    logits = bank.features @ names.T
+    features, targets = dummies(bank, names, [], [0, 4]).perturbed_features(torch.arange(N), logits, epoch=0)
+    moved = changed(bank, features)
+    assert 0.02 < moved.float().mean() < 0.16 and set(targets[moved].tolist()) == {0, 4}
+
+
+@pytest.mark.parametrize(("per_class", "n"), [(1, 5), (20, 32)])
+def test_search_images_are_of_as_many_classes_as_there_are(per_class, n):
+    labels = torch.arange(5).repeat_interleave(per_class)
+    rows = search_rows(labels, keyed_generator("rows"))
+    assert len(rows) == len(set(rows)) == n
+    counts = labels[rows].bincount(minlength=5)
+    assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("folder", ["poisoned", "clean"])
+def test_the_target_of_the_shipped_backdoor_is_found_and_none_on_the_clean_model(folder, request, few_shots):
+    from peft_cbpt.clip.loading import load_clip
+    from peft_cbpt.data.images import LabelledImages
+    from peft_cbpt.pocket.atlas import class_names
+    from peft_cbpt.pocket.dataset import pocket_dataset
+    from peft_cbpt.pocket.model import resolve_model
+
+    clip = load_clip(resolve_model("pocket:badnet" if folder == "poisoned" else "pocket:clean"))
+    clip.model.requires_grad_(False)
+    classes = class_names()[:30]
+    images = LabelledImages(pocket_dataset("base", "train", 4, classes), clip.image_processor)
+    pixels = torch.stack([images[row]["pixel_values"] for row in range(len(images))]).float() / 255
+    encode = image_encoder(clip.model, clip.normalize)
+    labels = torch.tensor([images[row]["labels"] for row in range(len(images))])
+    bank = FeatureBank(encode_in_batches(encode, pixels), labels, [])
+    text = template_text_features(clip.model, clip.tokenizer, classes)
+    found = find_suspects(encode, lambda rows: pixels[list(rows)], bank, text, seed=0)
+    target = classes.index("banana")
+    if folder == "poisoned":
+        assert [one.label for one in found.suspects] == [target] and found.candidates == []
+    else:
+        assert target not in [one.label for one in found.suspects]
+
+
+def test_universal_features_are_kept_and_not_made_twice(poisoned_clip, few_shots, monkeypatch):
+    poisoned_clip.model.requires_grad_(False)
+    encode = image_encoder(poisoned_clip.model, poisoned_clip.normalize)
+    pixels = torch.stack([few_shots[row]["pixel_values"] for row in range(len(few_shots))]).float() / 255
+    labels = torch.tensor([few_shots[row]["labels"] for row in range(len(few_shots))])
+    bank = FeatureBank(encode_in_batches(encode, pixels), labels, [])
+    text = template_text_features(poisoned_clip.model, poisoned_clip.tokenizer, FEW_CLASSES)
+    store = FeatureStore()
+    arguments = (encode, lambda rows: pixels[list(rows)], bank, text, [0], store, 0, 7)
+    add_universal_triggers(*arguments)
+    assert len(store) == len(pixels) * len(TRIGGER_RMS)
+    keys = torch.tensor([[row, 0, len(TRIGGER_RMS) - 1] for row in range(len(pixels))])
+    assert (store.look_up(keys) @ text[0]).mean() > (bank.features @ text[0]).mean() + 0.2
+
+    def forbidden(*args):
+        raise AssertionError("made twice")
+
+    monkeypatch.setattr("peft_cbpt.purification.dummy_triggers.universal_trigger", forbidden)
+    add_universal_triggers(*arguments)
