@@ -11,7 +11,9 @@ from torch import Tensor
 
 MAD_TO_STD = 1.4826
 STRANGE_ALIGNMENT, ODD_ALIGNMENT = -3.5, -2.5
-"""Robust z-scores below which the class furthest from its own name is a suspect; the second where nothing else is."""
+"""Robust z-scores below which the class furthest from its own name is a suspect; the second where no suspect that
+images collapse to is itself below `SUPPORTED`."""
+SUPPORTED = -1.0
 STANDS_OUT = 1.4
 """How many times nearer to one name than to the next collapsed images must be; more than on the clean pocket CLIP."""
 MOST_SUSPECTS = 3
@@ -97,7 +99,8 @@ def suspicion(alignment: Tensor, searches: Sequence[Tensor]) -> Suspicion:
         searches: `nearest_names` of every search for a trigger under which images collapse.
     """
     collapsed = [one for one in map(collapsed_class, searches) if one is not None]
-    misaligned = misaligned_class(alignment, STRANGE_ALIGNMENT if collapsed else ODD_ALIGNMENT)
+    supported = any(robust_z(alignment)[one.label] <= SUPPORTED for one in collapsed)
+    misaligned = misaligned_class(alignment, STRANGE_ALIGNMENT if supported else ODD_ALIGNMENT)
     found = [*collapsed, misaligned] if misaligned else collapsed
     times = Counter(suspect.label for suspect in found)
     first = {suspect.label: suspect for suspect in reversed(found)}

@@ -71,12 +71,13 @@ def test_the_class_that_most_searches_find_comes_first():
     assert [one.label for one in found.suspects] == [5, 2] and found.candidates == []
 
 
-@pytest.mark.parametrize(("value", "alone"), [(0.53, True), (0.35, False)])
-def test_a_little_odd_a_class_is_suspected_only_where_nothing_else_is(value, alone):
+@pytest.mark.parametrize(("value", "other", "expected"), [(0.53, 10, [10, 0]), (0.53, 1, [1]), (0.35, 1, [1, 0])])
+def test_a_little_odd_a_class_is_suspected_unless_a_better_one_is(value, other, expected):
+    """Class 10 is nearest to its name, so that the collapse alone speaks against it; class 1 is far from its own."""
     odd = alignment_with(0, value)
+    odd[1] = 0.6
     assert [one.label for one in suspicion(odd, [cosines_with(5, 0.3)]).suspects] == [0]
-    with_other = [one.label for one in suspicion(odd, [cosines_with(5, 0.6)]).suspects]
-    assert with_other == ([5] if alone else [5, 0])
+    assert [one.label for one in suspicion(odd, [cosines_with(other, 0.6)]).suspects] == expected
 
 
 def test_where_nothing_stands_out_the_nearest_are_candidates():
