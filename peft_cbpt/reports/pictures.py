@@ -153,8 +153,9 @@ def _perturbations(purified: PurifiedModel) -> Picture:
     names = [[purified.class_names[index] for index in group.tolist()] for group in (labels, pseudo_targets)]
     settings = purified.inversion
     caption = (
-        f"Dummy triggers of the published inner loop, found on shots with the run's budget (norm {settings.norm:g}, {settings.epsilon:.4g}) and "
-        f"{settings.steps} steps. The arrow names y', the class that they lead to, under the learned prompts."
+        "Dummy triggers of the published inner loop, found on shots with the run's budget "
+        f"(norm {settings.norm:g}, {settings.epsilon:.4g}) and {settings.steps} steps. "
+        "The arrow names y', the class that they lead to, under the learned prompts."
     )
     figure = perturbations_figure(pixels.cpu(), delta.cpu(), *names)
     return Picture("perturbations", "Inverted perturbations", caption, figure)
