@@ -95,6 +95,7 @@ def train_in_one_of_two_processes(rank: int, folder: Path, clip_folder: Path, pi
     model = nn.parallel.DistributedDataParallel(make_model(AutoModel.from_pretrained(clip_folder)))
     half = slice(2 * rank, 2 * rank + 2)
     torch.save(context_gradient(model, pixels[half], LABELS[half]), folder / f"{rank}.pt")
+    torch.distributed.barrier()  # or one process may wait for ever for the other, which is gone
     torch.distributed.destroy_process_group()
 
 
