@@ -2,9 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.seeding import keyed_generator
+from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.evaluation import encode_in_batches, template_text_features
+from peft_cbpt.pocket.atlas import class_names
+from peft_cbpt.pocket.dataset import pocket_dataset
+from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.purification.dummy_triggers import (
     EMBEDDED,
     TRIGGER_RMS,
@@ -91,13 +96,7 @@ def test_search_images_are_of_as_many_classes_as_there_are(per_class, n):
 
 
 @pytest.mark.parametrize("folder", ["poisoned", "clean"])
-def test_the_target_of_the_shipped_backdoor_is_found_and_none_on_the_clean_model(folder, request, few_shots):
-    from peft_cbpt.clip.loading import load_clip
-    from peft_cbpt.data.images import LabelledImages
-    from peft_cbpt.pocket.atlas import class_names
-    from peft_cbpt.pocket.dataset import pocket_dataset
-    from peft_cbpt.pocket.model import resolve_model
-
+def test_the_target_of_the_shipped_backdoor_is_found_and_none_on_the_clean_model(folder):
     clip = load_clip(resolve_model("pocket:badnet" if folder == "poisoned" else "pocket:clean"))
     clip.model.requires_grad_(False)
     classes = class_names()[:30]
