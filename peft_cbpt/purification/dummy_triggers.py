@@ -11,7 +11,7 @@ Which one is drawn anew in every epoch. Where no class stands out, a small share
 of one of the classes that came nearest to it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class DummyTriggers:
     suspicion: Suspicion
     universal: FeatureStore
     seed: int
+    _drawn: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)
 
     def perturbed_features(self, rows: Tensor, clean_logits: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Perturbed features (B, D) of bank rows and their y' (B,).
@@ -67,7 +68,11 @@ class DummyTriggers:
         the runner-up, from `clean_logits` (B, n_classes).
         """
         features, labels = self.bank.features[rows], self.bank.labels[rows]
-        draw = {name: torch.as_tensor(one, device=rows.device)[rows] for name, one in self._draws(epoch).items()}
+        if epoch not in self._drawn:
+            self._drawn = {
+                epoch: {name: torch.from_numpy(one).to(rows.device) for name, one in self._draws(epoch).items()}
+            }
+        draw = {name: one[rows] for name, one in self._drawn[epoch].items()}
         targets, perturbed = draw["target"], (draw["perturbed"] & (draw["target"] != labels))[:, None]
         part = draw["part"][:, None].to(features.dtype)
         dummies = F.normalize((1 - part) * features + part * self.class_features[targets], dim=1)

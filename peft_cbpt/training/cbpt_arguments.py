@@ -1,4 +1,5 @@
-"""Settings of `CBPTTrainer`; the defaults are the paper's (Section 5.1) and, where it is silent, CoOp's."""
+"""Settings of `CBPTTrainer`; the defaults but `target` are the paper's (Section 5.1) and, where it is
+silent, CoOp's."""
 
 import math
 from dataclasses import dataclass, field

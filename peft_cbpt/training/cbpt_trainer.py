@@ -37,10 +37,12 @@ STAGING_FOLDER = ".incomplete"
 class CBPTTrainer(Trainer):
     """Tunes the class-wise context of a CBPT adapter so that inverted triggers no longer win.
 
-    The image encoder is frozen and images are not augmented, so clean images are encoded once and the inner loop runs
-    once for every pair of an image and its y' (see `purification.trigger_inverter`); both are kept on disk for other
-    runs. An outer step is then a pass of the text tower only. Nothing but `cbpt_context` is given a gradient. Several
-    processes share the classes and the images.
+    The image encoder is frozen and images are not augmented, so clean images are encoded once. With the
+    default `target="suspected"`, triggers towards the class that the model seems backdoored towards are found
+    once, before the first epoch (see `purification.dummy_triggers`); with `target="runner_up"`, as published,
+    the inner loop runs once for every pair of an image and its y' (see `purification.trigger_inverter`).
+    Features are kept on disk for others. An outer step is then a pass of the text tower only. Nothing but
+    `cbpt_context` is given a gradient. Several processes share the classes and the images.
 
     Args:
         model: A CLIP with a CBPT adapter, from `get_peft_model(clip, CBPTConfig(...))`.
@@ -52,8 +54,8 @@ class CBPTTrainer(Trainer):
         **kwargs: As for `transformers.Trainer`.
 
     Every epoch logs the mean of each loss, `inversion_success` (share of perturbed images that are classified as y'),
-    `cache_hit_rate`, `inversions` (how many were computed), `clean_accuracy` on the training images, and keeps in
-    `state.log_history` how often each class was y'.
+    `clean_accuracy` on the training images, with `runner_up` also `cache_hit_rate` and `inversions` (how many were
+    computed), and keeps in `state.log_history` how often each class was y'.
     """
 
     args: CBPTTrainingArguments
