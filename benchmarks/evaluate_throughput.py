@@ -3,9 +3,10 @@
     python benchmarks/evaluate_throughput.py                    # 50,000 images
     python benchmarks/evaluate_throughput.py --n_images 2000
 
-Draws pocket pictures into tar archives, measures a fifth of them and then all, and writes
-benchmarks/results/evaluate_throughput.json: seconds of wall clock and of this process's CPU, and how the largest
-resident memory grew from the fifth to the whole.
+Draws pocket pictures into tar archives, measures a fifth of them and then all, in one process with a thread for every
+core and in one process for every core, and writes benchmarks/results/evaluate_throughput.json: seconds of wall clock
+and of CPU of the whole command, from which those of the fifth are taken to leave its start out, and how the largest
+resident memory of a process grew from the fifth to the whole. The bare forward passes use all cores.
 """
 
 import argparse
@@ -13,17 +14,19 @@ import io
 import json
 import os
 import resource
+import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from peft_cbpt.cli import main as peft_cbpt
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import EncodeImage, image_encoder
 from peft_cbpt.clip.versions import package_versions
@@ -34,7 +37,7 @@ from peft_cbpt.pocket.model import resolve_model
 RESULTS = Path(__file__).parent / "results" / "evaluate_throughput.json"
 ARCHIVE_SIZE = 5000
 MODEL = "pocket:badnet"
-CLOCKS = ("wall", "cpu")
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "evaluate_classifiers.py"
 
 
 def draw(n_images: int, folder: Path) -> Path:
@@ -57,10 +60,11 @@ def draw(n_images: int, folder: Path) -> Path:
 
 
 def timed(work: Callable[[], None]) -> dict[str, float]:
-    """Seconds of wall clock and of CPU."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    """Seconds of wall clock, and of CPU of this process and its children."""
+    before = time.perf_counter(), os.times()
     work()
-    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    after = time.perf_counter(), os.times()
+    return {"wall": after[0] - before[0], "cpu": sum(after[1][:4]) - sum(before[1][:4])}
 
 
 @torch.no_grad()
@@ -70,39 +74,59 @@ def bare_forward_passes(encode: EncodeImage, n_images: int, batch_size: int) -> 
         encode(pixels[: n_images - start].float() / 255)
 
 
-def evaluate(data: Path, output: str, batch_size: int, num_workers: int) -> None:
+def evaluate(data: Path, output: Path, batch_size: int, num_processes: int) -> None:
+    launch = [sys.executable]
+    if num_processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     options = ["--model_name_or_path", MODEL, "--datasets", str(data), "--batch_size", str(batch_size)]
-    options += ["--num_workers", str(num_workers)]
-    if code := peft_cbpt(["evaluate", *options, "--output_dir", output]):
-        sys.exit(code)
+    threads = str((os.cpu_count() or 1) // num_processes)
+    subprocess.run(
+        [*launch, str(RECIPE), *options, "--output_dir", str(output)],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": threads},
+    )
 
 
-def main(n_images: int, batch_size: int, num_workers: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        fifth, whole = draw(n_images // 5, Path(folder)), draw(n_images, Path(folder))
-        peaks = []
-        seconds = {}
-        for name, data in (("fifth", fifth), ("whole", whole)):
-            seconds[name] = timed(lambda: evaluate(data, f"{folder}/out-{name}", batch_size, num_workers))  # noqa: B023
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        cell = json.loads(Path(f"{folder}/out-whole/evaluation.json").read_text())["cells"][0]
+def measure(fifth: Path, whole: Path, output: Path, batch_size: int, num_processes: int) -> dict:
+    """The two commands, timed, with the largest resident memory of any of their processes."""
+    seconds, peaks = {}, {}
+    for name, data in (("fifth", fifth), ("whole", whole)):
+        seconds[name] = timed(partial(evaluate, data, output / f"{name}-{num_processes}", batch_size, num_processes))
+        peaks[name] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    cell = json.loads((output / f"whole-{num_processes}" / "evaluation.json").read_text())["cells"][0]
+    return {
+        "num_processes": num_processes,
+        "n_counted": cell["n_images"],
+        "seconds": seconds,
+        "peak_memory_mb": peaks,
+    }
+
+
+def times_bare(seconds: dict[str, dict[str, float]], bare: dict[str, float]) -> dict[str, dict[str, float]]:
+    """How often the bare passes would fit in the time, with the command's start and without."""
+    rest = {clock: seconds["whole"][clock] - seconds["fifth"][clock] for clock in bare}
+    return {
+        "whole_command": {clock: seconds["whole"][clock] / bare[clock] for clock in bare},
+        "without_start": {clock: rest[clock] / (0.8 * bare[clock]) for clock in bare},
+    }
+
+
+def main(n_images: int, batch_size: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fifth, whole = draw(n_images // 5, folder), draw(n_images, folder)
+        runs = [measure(fifth, whole, folder, batch_size, count) for count in sorted({1, os.cpu_count() or 1})]
     clip = load_clip(resolve_model(MODEL))
     encode = image_encoder(clip.model, clip.normalize)
-    seconds["bare"] = timed(lambda: bare_forward_passes(encode, n_images, batch_size))
+    bare = timed(lambda: bare_forward_passes(encode, n_images, batch_size))
     record = {
         "n_images": n_images,
-        "n_counted": cell["n_images"],
         "batch_size": batch_size,
-        "num_workers": num_workers,
-        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "bare_seconds": bare,
+        "runs": [run | {"times_bare": times_bare(run["seconds"], bare)} for run in runs],
         "load_average": os.getloadavg()[0],
-        "seconds": seconds,
-        "times_bare_forward": {clock: seconds["whole"][clock] / seconds["bare"][clock] for clock in CLOCKS},
-        "times_bare_forward_without_startup": {
-            clock: (seconds["whole"][clock] - seconds["fifth"][clock]) / (0.8 * seconds["bare"][clock])
-            for clock in CLOCKS
-        },
-        "peak_memory_mb": {"fifth": peaks[0], "whole": peaks[1]},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": package_versions(),
     }
     RESULTS.write_text(json.dumps(record, indent=2) + "\n")
@@ -113,6 +137,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n_images", type=int, default=50_000)
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--num_workers", type=int, default=0)
     arguments = parser.parse_args()
-    main(arguments.n_images, arguments.batch_size, arguments.num_workers)
+    main(arguments.n_images, arguments.batch_size)

@@ -1,5 +1,6 @@
 """Measure any classifiers on any datasets under any triggers, and print one table."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -7,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -167,8 +169,9 @@ def _run(
     """One pass over the images of a test set with one image encoder; stores and returns the cells that come of it."""
     clip, eval_set = jobs[0].classifier.clip, jobs[0].eval_set
     clip.model.to(state.device)
-    labels: list[Tensor] = []
-    ranked: list[list[Tensor]] = [[] for _ in jobs]
+    # arrays that grow: tensors of a batch, kept among activations that come and go, would scatter the heap
+    labels = array("q")
+    ranked = [array("q") for _ in jobs]
     skipped: list[Skipped] = []
     batches = encode_versions(
         image_encoder(clip.model, clip.normalize),
@@ -182,26 +185,31 @@ def _run(
         skipped += unread
         if batch is None:
             continue
-        labels.append(batch["labels"])
+        labels.extend(batch["labels"].tolist())
         for job, rankings in zip(jobs, ranked, strict=True):
             version = features[job.attack_name if job.attack else ""]
-            rankings.append(ranked_classes(version, job.class_features))
+            rankings.extend(ranked_classes(version, job.class_features).flatten().tolist())
     clip.model.cpu()
     shares = gather_object([(labels, ranked, skipped)])
     if not state.is_main_process:
         return {job.key: {} for job in jobs}
-    all_labels = [part for share_labels, _, _ in shares for part in share_labels]
+    all_labels = _joined([share_labels for share_labels, _, _ in shares])
     all_skipped = sorted((one for _, _, share in shares for one in share), key=lambda one: one.sample_id)
-    check_classes_read(torch.cat(all_labels).tolist() if all_labels else [], all_skipped)
-    if not all_labels:
+    check_classes_read(all_labels.tolist(), all_skipped)
+    if not len(all_labels):
         raise InputError(f"the dataset {eval_set.name} has no images of the classes kept")
     cells = {}
     for place, job in enumerate(jobs):
-        all_ranked = torch.cat([part for _, share_ranked, _ in shares for part in share_ranked[place]])
-        figures = _figures(job, all_ranked, torch.cat(all_labels))
+        all_ranked = _joined([share_ranked[place] for _, share_ranked, _ in shares])
+        figures = _figures(job, all_ranked.view(len(all_labels), -1), all_labels)
         figures["skipped"] = [one.as_dict() for one in all_skipped]
         cells[job.key] = write_cell(output, job.key, figures)
     return cells
+
+
+def _joined(shares: Sequence[array]) -> Tensor:
+    """The numbers (n,) of all processes."""
+    return torch.from_numpy(np.concatenate([np.asarray(share) for share in shares]))
 
 
 def _figures(job: Job, rankings: Tensor, labels: Tensor) -> dict[str, Any]:

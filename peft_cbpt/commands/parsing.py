@@ -56,7 +56,7 @@ def parse(argument_types: Sequence[type], argv: Sequence[str], usage: str) -> tu
         known = {field.name for kind in argument_types for field in dataclasses.fields(kind) if field.init}
         if unknown := sorted(set(settings) - known):
             raise InputError(f"unknown setting {unknown[0]!r} in {config_file}; see --help for the settings")
-        options = _as_options(settings) + options
+        options = as_options(settings) + options
     try:
         parsed: Any = parser.parse_args_into_dataclasses(options, return_remaining_strings=True)
     except InputError:
@@ -87,7 +87,7 @@ def _take_option(options: list[str], name: str) -> str | None:
     return None
 
 
-def _as_options(settings: dict[str, Any]) -> list[str]:
+def as_options(settings: dict[str, Any]) -> list[str]:
     """YAML values as command-line words, so that both go through the same checks."""
     options = []
     for name, value in settings.items():

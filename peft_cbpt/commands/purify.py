@@ -73,6 +73,7 @@ class PurifyArguments:
         metadata={"help": "Attacks to measure: attack.json files, folders with one, or pocket:NAME."},
     )
     num_context_tokens: int = field(default=4, metadata={"help": "M of Eq. 8."})
+    unified_context: bool = field(default=False, metadata={"help": "One context for all classes, not one for each."})
     class_token_position: str = field(default="end", metadata={"help": "end, middle or front."})
     template: str = field(default=PLAIN_TEMPLATE, metadata={"help": "Prompt of the undefended classifier."})
     base_model_id: str | None = field(
@@ -190,6 +191,7 @@ def _attach(arguments: PurifyArguments, class_names: list[str], clip: LoadedCLIP
         config = CBPTConfig(
             class_names=class_names,
             num_context_tokens=arguments.num_context_tokens,
+            unified_context=arguments.unified_context,
             class_token_position=arguments.class_token_position,
             template=arguments.template,
         )

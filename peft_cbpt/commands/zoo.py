@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from peft_cbpt.attacks import TRIGGERS
 from peft_cbpt.commands.files import prepare_output, write_json
@@ -33,7 +34,12 @@ class ZooArguments:
 def zoo(argv: Sequence[str]) -> None:
     """Run the recipe; see `recipes/zoo.py`."""
     (arguments,) = parse([ZooArguments], argv, __doc__ or "")
-    jobs = [_job(arguments, attack, seed) for seed in arguments.seeds for attack in arguments.attacks]
+    configs, target = Path(arguments.configs), arguments.target_class
+    jobs = [
+        zoo_job(configs, folder_of(arguments.output_dir, attack, target, seed), attack, target, seed)
+        for seed in arguments.seeds
+        for attack in arguments.attacks
+    ]
     output = prepare_output(arguments.output_dir)
     for job in jobs:
         if not (Path(job.output_dir) / TRAINING_FILE).is_file():
@@ -50,15 +56,24 @@ def folder_of(output_dir: str | Path, attack: str, target_class: str, seed: int)
     return Path(output_dir) / f"{attack}-{target_class.replace(' ', '_')}-seed{seed}"
 
 
-def _job(arguments: ZooArguments, attack: str, seed: int) -> PoisonArguments:
+def poison_settings(configs: Path, attack: str) -> dict[str, Any]:
+    """The settings in `poison_ATTACK.yaml`.
+
+    Raises:
+        InputError: for an unknown attack or setting.
+    """
     if attack not in TRIGGERS:
         raise InputError(f"unknown attack {attack!r}; choose among {', '.join(TRIGGERS)}")
-    settings = read_yaml(str(Path(arguments.configs) / f"poison_{attack}.yaml"))
+    settings = read_yaml(str(configs / f"poison_{attack}.yaml"))
     if unknown := set(settings) - {setting.name for setting in fields(PoisonArguments)}:
         raise InputError(f"unknown setting {sorted(unknown)[0]!r} in poison_{attack}.yaml")
-    folder = folder_of(arguments.output_dir, attack, arguments.target_class, seed)
-    settings |= {"output_dir": str(folder), "target_class": arguments.target_class, "seed": seed}
-    return PoisonArguments(**settings)
+    return settings
+
+
+def zoo_job(configs: Path, folder: Path, attack: str, target_class: str, seed: int) -> PoisonArguments:
+    """How one model of the zoo is made, and where."""
+    job = {"output_dir": str(folder), "target_class": target_class, "seed": seed}
+    return PoisonArguments(**(poison_settings(configs, attack) | job))
 
 
 def gather(output: Path) -> dict:

@@ -35,10 +35,10 @@ def read_adapter(folder: Path) -> CBPTConfig:
         raise
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"the adapter in {folder} cannot be used: {str(error).rstrip('.')}") from error
-    needed = (len(config.class_names or []), config.num_context_tokens)
+    needed = (config.num_contexts, config.num_context_tokens)
     if [shape[:2] for shape in shapes] != [needed]:
         raise InputError(
-            f"the config in {folder} has {needed[0]} classes with {needed[1]} context tokens each, but the weights "
+            f"the config in {folder} has {needed[0]} contexts of {needed[1]} tokens each, but the weights "
             f"have the shape {shapes}: these files are of different adapters"
         )
     return config

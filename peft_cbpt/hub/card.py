@@ -19,6 +19,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 SHOWN_SETTINGS = (
     "num_shots",
     "num_context_tokens",
+    "unified_context",
     "class_token_position",
     "num_train_epochs",
     "warmup_epochs",
@@ -27,6 +28,7 @@ SHOWN_SETTINGS = (
     "lambda_adv",
     "lambda_align",
     "alpha",
+    "target",
     "positives",
     "norm",
     "epsilon",

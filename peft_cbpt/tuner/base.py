@@ -7,7 +7,6 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from peft_cbpt.tuner.config import CBPTConfig
-from peft_cbpt.tuner.prompts import learned_prompts
 
 NEEDED = (
     "text_model.embeddings.token_embedding",
@@ -58,8 +57,7 @@ def check_prompts(config: CBPTConfig, model: Any) -> None:
     num_words = text_model.embeddings.token_embedding.weight.shape[0]
     num_positions = text_model.embeddings.position_embedding.weight.shape[0]
     eos = recorded.eos_token_id
-    learned = learned_prompts(recorded, config.num_context_tokens, config.class_token_position)
-    for kind, rows in (("learned", learned), ("template", recorded.template_token_ids)):
+    for kind, rows in (("learned", config.learned_prompts()), ("template", recorded.template_token_ids)):
         for name, row in zip(config.class_names, rows, strict=True):
             if len(row) > num_positions:
                 raise ValueError(

@@ -12,7 +12,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from peft_cbpt.tuner.fingerprint import base_fingerprints
-from peft_cbpt.tuner.prompts import RecordedIds, check_class_names, check_template_context, tokenize_classes
+from peft_cbpt.tuner.prompts import (
+    RecordedIds,
+    check_class_names,
+    check_template_context,
+    learned_prompts,
+    tokenize_classes,
+)
 from peft_cbpt.tuner.weights_file import check_weights, context_fingerprint, find_weights
 
 POSITIONS = ("end", "middle", "front")
@@ -25,7 +31,8 @@ class CBPTConfig(PeftConfig):
     Configuration of a [`CBPTModel`], the class-wise prompts of Eq. 8.
 
     Every class j has M context vectors [V]_1^j ... [V]_M^j of its own, p of them before and M - p after the
-    tokens of its name. They are the only parameters that learn.
+    tokens of its name. They are the only parameters that learn. With `unified_context` all classes share
+    theirs, as CoOp's unified context does.
 
     Only `class_names` has to be given. The recorded ids at the end are found with the tokenizer when the
     config is first attached to a model, or by [`~CBPTConfig.tokenize`]; they are saved with the adapter, so
@@ -36,6 +43,8 @@ class CBPTConfig(PeftConfig):
             The classes, in the order of the labels: at least two, none of them blank, no two alike.
         num_context_tokens (`int`, defaults to 4):
             M, the number of context vectors of every class; at least 1.
+        unified_context (`bool`, defaults to `False`):
+            Whether all classes share one context, of shape (1, M, width), instead of having one each.
         class_token_position (`str`, defaults to `"end"`):
             Where the name stands among its context vectors: `"end"` after all of them (p = M), `"middle"`
             after the first half (p = M // 2), `"front"` before all of them (p = 0). A period follows the last
@@ -81,6 +90,9 @@ class CBPTConfig(PeftConfig):
     )
     num_context_tokens: int = field(
         default=4, metadata={"help": "M of Eq. 8, the number of context vectors of every class."}
+    )
+    unified_context: bool = field(
+        default=False, metadata={"help": "Whether all classes share the same M context vectors."}
     )
     class_token_position: str = field(
         default="end",
@@ -135,6 +147,17 @@ class CBPTConfig(PeftConfig):
         """The recorded ids, or None before the classes are tokenized."""
         values = {name: getattr(self, name) for name in RecordedIds._fields}
         return None if None in values.values() else RecordedIds(**values)
+
+    @property
+    def num_contexts(self) -> int:
+        """How many contexts are learned: one for every class, or one if it is unified."""
+        return 1 if self.unified_context else len(self.class_names or [])
+
+    def learned_prompts(self) -> list[list[int]]:
+        """The learned prompt of every class, see [`~prompts.learned_prompts`]; needs the recorded ids."""
+        recorded = self.recorded_ids
+        assert recorded is not None
+        return learned_prompts(recorded, self.num_context_tokens, self.class_token_position, self.unified_context)
 
     def tokenize(self, tokenizer: PreTrainedTokenizerBase) -> "CBPTConfig":
         """Fills in the recorded ids and returns the config itself.

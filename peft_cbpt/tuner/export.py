@@ -15,6 +15,7 @@ from peft_cbpt.tuner.layer import CBPTEmbedding
 KINDS = ("text_features", "clip")
 FEATURES_FILE = "text_features.safetensors"
 CLASSES_FILE = "classes.json"
+SHARED = "context"
 EMBEDDING = "text_model.embeddings.token_embedding.weight"
 
 
@@ -61,11 +62,13 @@ def write_clip(
     layer: CBPTEmbedding = base.text_model.embeddings.token_embedding
     class_names, num_context_tokens = config.class_names or [], config.num_context_tokens
     tokenizer = copy.deepcopy(tokenizer)
-    words = [context_word(name, i) for name in class_names for i in range(num_context_tokens)]
+    owners = [SHARED] if config.unified_context else class_names
+    words = [context_word(owner, i) for owner in owners for i in range(num_context_tokens)]
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     vocabulary = tokenizer.get_vocab()
     ids = [vocabulary[word] for word in words]
-    template = prompt_template(num_context_tokens, config.class_token_position)
+    owner = SHARED if config.unified_context else "{0}"
+    template = prompt_template(num_context_tokens, config.class_token_position, owner)
     wanted = [
         [ids[-1 - token] if token < 0 else token for token in row] for row in layer.class_prompts[adapter_name].learned
     ]
@@ -102,15 +105,18 @@ def clip_with_words(base: Any, ids: list[int], vectors: torch.Tensor, config: CB
     return plain
 
 
-def context_word(class_name: str, index: int) -> str:
-    """How context vector `index` of a class is written."""
-    return f"<|{class_name}:{index}|>"
+def context_word(owner: str, index: int) -> str:
+    """How context vector `index` of a class, or of all classes, is written."""
+    return f"<|{owner}:{index}|>"
 
 
-def prompt_template(num_context_tokens: int, position: str) -> str:
-    """The prompts of Eq. 8 as a `hypothesis_template` of the pipeline, which fills in the class name everywhere."""
+def prompt_template(num_context_tokens: int, position: str, owner: str = "{0}") -> str:
+    """The prompts of Eq. 8 as a `hypothesis_template` of the pipeline, which fills in the class name everywhere.
+
+    `owner` is whose the context is: every class's own, or that of all.
+    """
     before = {"end": num_context_tokens, "middle": num_context_tokens // 2, "front": 0}[position]
-    context = [context_word("{0}", i) for i in range(num_context_tokens)]
+    context = [context_word(owner, i) for i in range(num_context_tokens)]
     return "".join([*context[:before], "{0}", *context[before:], "."])
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from peft_cbpt.tuner.config import CBPTConfig
-from peft_cbpt.tuner.prompts import ClassPrompts, RecordedIds, learned_prompts
+from peft_cbpt.tuner.prompts import ClassPrompts, RecordedIds
 
 
 class CBPTEmbedding(nn.Module, BaseTunerLayer):
@@ -47,7 +47,7 @@ class CBPTEmbedding(nn.Module, BaseTunerLayer):
         return self.active_adapters[0] if self.active_adapters else None
 
     def update_layer(self, adapter_name: str, config: CBPTConfig) -> None:
-        """Adds the float32 context of a new adapter, (n_classes, M, d), and its prompts.
+        """Adds the float32 context of a new adapter, (n_classes or 1, M, d), and its prompts.
 
         Args:
             adapter_name: The adapter.
@@ -56,7 +56,7 @@ class CBPTEmbedding(nn.Module, BaseTunerLayer):
         recorded = config.recorded_ids
         assert recorded is not None
         self.class_prompts[adapter_name] = ClassPrompts(
-            learned_prompts(recorded, config.num_context_tokens, config.class_token_position),
+            config.learned_prompts(),
             recorded.template_token_ids,
             recorded.eos_token_id,
         )
@@ -65,9 +65,10 @@ class CBPTEmbedding(nn.Module, BaseTunerLayer):
 
     def _initial_context(self, config: CBPTConfig, recorded: RecordedIds) -> torch.Tensor:
         if config.context_init == "template":
-            words = [ids[1 : 1 + config.num_context_tokens] for ids in recorded.template_token_ids]
+            prompts = recorded.template_token_ids[: config.num_contexts]
+            words = [ids[1 : 1 + config.num_context_tokens] for ids in prompts]
             return self.weight.detach()[torch.tensor(words, device=self.weight.device)].float()
-        shape = (len(recorded.class_token_ids), config.num_context_tokens, self.out_features)
+        shape = (config.num_contexts, config.num_context_tokens, self.out_features)
         return torch.randn(shape) * config.init_std
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
@@ -104,7 +105,7 @@ class CBPTEmbedding(nn.Module, BaseTunerLayer):
         """Embeds words and context vectors.
 
         Args:
-            input_ids: Integers (..., L). Id k >= 0 is a word, -(1 + c * M + i) context vector i of class c.
+            input_ids: Integers (..., L). Id k >= 0 is a word, -(1 + c * M + i) vector i of context c.
 
         Returns:
             (..., L, d) in the dtype of the base layer.

@@ -228,6 +228,6 @@ class CBPTModel(BaseTuner):
         if found != [needed]:
             raise ValueError(
                 f"The config of adapter {adapter_name!r} and the base model need a cbpt_context of shape "
-                f"{needed} (n_classes, num_context_tokens, width), but the checkpoint has {found or 'none'}."
+                f"{needed} (n_classes or 1, num_context_tokens, width), but the checkpoint has {found or 'none'}."
             )
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)

@@ -1,8 +1,9 @@
 """The token ids of the class prompts (Eq. 8), as plain lists.
 
-A learned context vector is a token too: vector i of class c (both from 0) has the id -(1 + c * M + i). No
-word has a negative id, so every row of `input_ids` says by itself which class it belongs to, in any order and
-in any company, and the end-of-text token stays the highest id of its row.
+A learned context vector is a token too: vector i of context c (both from 0) has the id -(1 + c * M + i), where
+class c has context c, or all classes context 0. No word has a negative id, so every row of `input_ids` says by
+itself which class it belongs to, in any order and in any company, and the end-of-text token stays the highest id
+of its row.
 """
 
 from collections import Counter
@@ -113,18 +114,22 @@ def check_template_context(recorded: RecordedIds, class_names: list[str], num_co
             )
 
 
-def learned_prompts(recorded: RecordedIds, num_context_tokens: int, position: str) -> list[list[int]]:
+def learned_prompts(
+    recorded: RecordedIds, num_context_tokens: int, position: str, unified: bool = False
+) -> list[list[int]]:
     """The prompts of Eq. 8, one row per class: BOS, p context vectors, the name, M - p more, period, EOS.
 
     Args:
         recorded: The tokens of the classes.
         num_context_tokens: M.
         position: Where the name stands: "end" (p = M), "middle" (p = M // 2) or "front" (p = 0).
+        unified: Whether all classes have the same context.
     """
     p = {"end": num_context_tokens, "middle": num_context_tokens // 2, "front": 0}[position]
     rows = []
     for index, ids in enumerate(recorded.class_token_ids):
-        context = [-(1 + index * num_context_tokens + i) for i in range(num_context_tokens)]
+        first = 0 if unified else index * num_context_tokens
+        context = [-(1 + first + i) for i in range(num_context_tokens)]
         length = recorded.class_name_lengths[index]
         words = [*context[:p], *ids[:length], *context[p:], *ids[length:]]
         rows.append([recorded.bos_token_id, *words, recorded.eos_token_id])

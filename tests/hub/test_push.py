@@ -211,7 +211,7 @@ FOLDERS = {
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
     "truncated": (truncate, "damaged or incomplete"),
     "tampered": (flip_a_bit, "not those that were saved with its config"),
-    "another number of classes": (drop_a_class, "has 5 classes with 4 context tokens each"),
+    "another number of classes": (drop_a_class, "has 5 contexts of 4 tokens each"),
     "another shape": (cut_the_width, "these files are of different adapters"),
     "config is no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be used"),
     "another method": (lambda folder: edit_json(folder / "adapter_config.json", peft_type="LORA"), "kind LORA"),

@@ -1,0 +1,182 @@
+"""Run the experiments, cell by cell, and write their tables and pictures as one page."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from peft_cbpt.commands.experiment_cells import compute_cell, model_of, purify_options, read_cell
+from peft_cbpt.commands.experiments import POCKET_PREFIX, Cell, Experiment, read_experiment
+from peft_cbpt.commands.files import prepare_output, write_text
+from peft_cbpt.commands.parsing import parse
+from peft_cbpt.commands.purify import purify
+from peft_cbpt.commands.report import report
+from peft_cbpt.commands.zoo import poison_settings
+from peft_cbpt.errors import InputError
+from peft_cbpt.reports.result_pictures import bars_figure, by_test_set, lines_figure
+from peft_cbpt.reports.result_tables import Grid, markdown_tables
+from peft_cbpt.reports.style import png_bytes, write_bytes
+
+TARGET_CLASS = "banana"
+REPORT_PICTURES = ("embedding_map", "grad_cam")
+HEAD = """# Results
+
+Written by `python recipes/benchmark.py`; every cell is stored with its settings, date and versions in `{cells}`.
+Means and standard deviations over seeds, each of which draws another poisoned model, other shots and another training. A
+dash marks what was not run yet.{quick}
+"""
+QUICK = " **This is the quick variant: smaller jobs, one seed, one attack.**"
+
+
+@dataclass
+class BenchmarkArguments:
+    """Which experiments to run, and where things are."""
+
+    experiments: list[str] = field(default_factory=list, metadata={"help": "Names of experiments; all by default."})
+    configs: str = field(default="benchmarks/experiments", metadata={"help": "Folder of their YAML files."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the cells; benchmarks/results/cells, or output/quick/cells."}
+    )
+    page: str | None = field(
+        default=None,
+        metadata={
+            "help": "Markdown page to write; docs/results.md, for other attacks, seeds or targets output/results.md."
+        },
+    )
+    models: str = field(default="output/zoo", metadata={"help": "Folder of the poisoned models, see recipes/zoo.py."})
+    poison_configs: str = field(default="recipes/configs/pocket", metadata={"help": "How these are made."})
+    cache_dir: str = field(default="output/cache", metadata={"help": "Features kept for other runs."})
+    attacks: list[str] = field(default_factory=list, metadata={"help": "Other attacks than the experiment's."})
+    seeds: list[int] = field(default_factory=list, metadata={"help": "Other seeds than the experiment's."})
+    target_class: str = field(default=TARGET_CLASS, metadata={"help": "The attacks' target."})
+    quick: bool = field(default=False, metadata={"help": "Every experiment in small."})
+    render_only: bool = field(default=False, metadata={"help": "Run nothing, write the page from what is stored."})
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            self.output_dir = "output/quick/cells" if self.quick else "benchmarks/results/cells"
+        if self.page is None:
+            other = self.attacks or self.seeds or self.target_class != TARGET_CLASS
+            self.page = (
+                "output/quick/results.md" if self.quick else "output/results.md" if other else "docs/results.md"
+            )
+
+
+def benchmark(argv: Sequence[str]) -> None:
+    """Run the recipe; see `recipes/benchmark.py`."""
+    (arguments,) = parse([BenchmarkArguments], argv, __doc__ or "")
+    experiments = _read_experiments(arguments)
+    cells_folder = prepare_output(arguments.output_dir)
+    page = Path(arguments.page)
+    prepare_output(str(page.parent / "images" / "results"))
+    chosen = [one for one in experiments if not arguments.experiments or one.name in arguments.experiments]
+    jobs = [] if arguments.render_only else [(one, *job) for one in chosen for job in _cells(one, arguments)]
+    try:
+        for place, (experiment, row, cell) in enumerate(jobs, 1):
+            if read_cell(cells_folder, cell, experiment.test_sets) is None:
+                print(f"[{place} of {len(jobs)}] {experiment.name}: {row} on {cell.model}", flush=True)
+                model = model_of(cell, Path(arguments.models), Path(arguments.poison_configs))
+                compute_cell(cell, model, experiment.test_sets, Path(arguments.cache_dir), cells_folder)
+        for experiment in chosen:
+            if experiment.picture == "report" and not arguments.render_only:
+                _draw_report(experiment, arguments, page.parent / "images" / "results")
+    finally:
+        _write_page(experiments, arguments, cells_folder, page)
+    print(f"tables and pictures: {page}")
+
+
+def _read_experiments(arguments: BenchmarkArguments) -> list[Experiment]:
+    files = sorted(Path(arguments.configs).glob("*.yaml"))
+    names = [file.stem for file in files]
+    if unknown := sorted(set(arguments.experiments) - set(names)):
+        known = ", ".join(names) or "none"
+        raise InputError(f"no experiment {unknown[0]!r} in {arguments.configs}; there are: {known}")
+    changes: dict[str, Any] = {"attacks": arguments.attacks} if arguments.attacks else {}
+    changes |= {"seeds": arguments.seeds} if arguments.seeds else {}
+    changes |= {"paper": {}} if arguments.attacks else {}
+    return [replace(read_experiment(file, arguments.quick), **changes) for file in files]
+
+
+def _cells(experiment: Experiment, arguments: BenchmarkArguments) -> Iterator[tuple[str, Cell]]:
+    """All cells with their row labels, those of one poisoned model together."""
+    for seed in experiment.seeds:
+        for attack in experiment.attacks:
+            shipped = attack.startswith(POCKET_PREFIX)
+            poison = {} if shipped else poison_settings(Path(arguments.poison_configs), attack)
+            poison.pop("target_class", None)
+            for row in experiment.rows:
+                yield row, experiment.cell(row, attack, seed, arguments.target_class, poison)
+
+
+def _draw_report(experiment: Experiment, arguments: BenchmarkArguments, pictures: Path) -> None:
+    """Grad-CAM and the map of embeddings for the last row's first model, if they are not there."""
+    targets = {name: pictures / f"{experiment.name}-{name}.png" for name in REPORT_PICTURES}
+    if all(file.is_file() for file in targets.values()):
+        return
+    row = list(experiment.rows)[-1]
+    cell = next(one for label, one in _cells(experiment, arguments) if label == row)
+    model = model_of(cell, Path(arguments.models), Path(arguments.poison_configs))
+    with TemporaryDirectory() as folder:
+        options = purify_options(cell, model, Path(arguments.cache_dir), Path(folder))
+        purify([*options, "--attacks", model])
+        report([folder])
+        for name, target in targets.items():
+            shutil.copy(Path(folder) / "report" / f"{name}.png", target)
+
+
+def _write_page(experiments: Sequence[Experiment], arguments: BenchmarkArguments, cells: Path, page: Path) -> None:
+    parts = [HEAD.format(cells=arguments.output_dir, quick=QUICK if arguments.quick else "")]
+    parts += [_section(one, arguments, cells, page) for one in experiments]
+    write_text(page, "\n".join(parts))
+
+
+def _section(experiment: Experiment, arguments: BenchmarkArguments, folder: Path, page: Path) -> str:
+    stored: dict[str, dict[str, list[dict]]] = {
+        row: {attack: [] for attack in experiment.attacks} for row in experiment.rows
+    }
+    for row, cell in _cells(experiment, arguments):
+        if found := read_cell(folder, cell, experiment.test_sets):
+            stored[row][cell.attack].append(found)
+    first = experiment.test_sets[0]
+    grid: Grid = {
+        row: {attack: [one["figures"][first] for one in found] for attack, found in of_row.items()}
+        for row, of_row in stored.items()
+    }
+    text = [f"## {experiment.title}", experiment.about.strip()]
+    text.append(markdown_tables(grid, experiment.attacks, len(experiment.seeds), experiment.paper))
+    if picture := _draw(experiment, grid, stored, page.parent / "images" / "results"):
+        text += [f"![{experiment.title}](images/results/{name})" for name in picture]
+    text.append(_costs(experiment, stored))
+    return "\n\n".join(part for part in text if part) + "\n"
+
+
+def _draw(experiment: Experiment, grid: Grid, stored: dict[str, Any], folder: Path) -> list[str]:
+    """Draw the experiment's picture from what is there; the names of its files."""
+    if experiment.picture == "report":
+        names = [f"{experiment.name}-{name}.png" for name in REPORT_PICTURES]
+        return [name for name in names if (folder / name).is_file()]
+    if experiment.picture is None or not any(found for row in grid.values() for found in row.values()):
+        return []
+    if experiment.picture == "lines":
+        figure = lines_figure(grid, experiment.attacks, experiment.title)
+    elif experiment.picture == "domains":
+        rows = {row: [one["figures"] for found in of_row.values() for one in found] for row, of_row in stored.items()}
+        figure = bars_figure(by_test_set(rows, experiment.test_sets), experiment.test_sets)
+    else:
+        figure = bars_figure(grid, experiment.attacks)
+    write_bytes(folder / f"{experiment.name}.png", png_bytes(figure))
+    return [f"{experiment.name}.png"]
+
+
+def _costs(experiment: Experiment, stored: dict[str, Any]) -> str:
+    """What a cell of each row took, and how to make the table."""
+    minutes = {
+        row: [sum(one["seconds"].values()) / 60 for found in of_row.values() for one in found]
+        for row, of_row in stored.items()
+    }
+    costs = "; ".join(f"{row} {mean(found):.1f}" for row, found in minutes.items() if found)
+    command = f"`python recipes/benchmark.py --experiments {experiment.name}`"
+    return f"Made by {command}. Minutes a cell: {costs}." if costs else f"To be made by {command}."

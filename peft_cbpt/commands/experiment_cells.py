@@ -1,0 +1,105 @@
+"""The cells of experiments: computed with the recipes, and stored as each is finished."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from peft_cbpt.clip.versions import package_versions
+from peft_cbpt.commands.evaluate import CLEAN, EVALUATION_FILE, evaluate
+from peft_cbpt.commands.experiments import POCKET_PREFIX, Cell
+from peft_cbpt.commands.files import write_json
+from peft_cbpt.commands.finetune import finetune
+from peft_cbpt.commands.parsing import as_options
+from peft_cbpt.commands.poison import TRAINING_FILE, run_poison
+from peft_cbpt.commands.purify import purify
+from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch
+from peft_cbpt.commands.zoo import folder_of, zoo_job
+
+TRIGGER_FOR = {"pocket:clean": "pocket:badnet"}
+"""What a clean model is measured with."""
+FIGURES = ("attack_success_rate", "attack_success_rate_published", "robust_accuracy")
+
+
+def read_cell(folder: Path, cell: Cell, test_sets: Sequence[str]) -> dict[str, Any] | None:
+    """What is stored of a cell; None if it is not there, is damaged, or was not measured on all of the test sets."""
+    try:
+        stored = json.loads((folder / cell.file).read_text(encoding="utf-8"))
+        return stored if set(test_sets) <= set(stored["figures"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def model_of(cell: Cell, models: Path, poison_configs: Path) -> str:
+    """The poisoned model of a cell, which is made now if it is missing."""
+    if cell.attack.startswith(POCKET_PREFIX):
+        return cell.attack
+    folder = folder_of(models, cell.attack, cell.target_class, cell.seed)
+    if not (folder / TRAINING_FILE).is_file():
+        print(f"making {folder}", flush=True)
+        run_poison(zoo_job(poison_configs, folder, cell.attack, cell.target_class, cell.seed))
+    return str(folder)
+
+
+def compute_cell(cell: Cell, model: str, test_sets: Sequence[str], cache_dir: Path, folder: Path) -> dict[str, Any]:
+    """Defend the model as the cell says, measure it, store the cell below `folder` and return it."""
+    stopwatch = Stopwatch()
+    with TemporaryDirectory() as name:
+        work = Path(name)
+        with stopwatch("defend"):
+            classifier, base, suspects = _defend(cell, model, cache_dir, work / "defended")
+        with stopwatch("measure"):
+            figures = _measure(cell, model, base, classifier, test_sets, work / "measured")
+    stored = {
+        "schema_version": 1,
+        "cell": asdict(cell),
+        "figures": figures,
+        "suspects": suspects,
+        "seconds": stopwatch.seconds,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": package_versions(),
+    }
+    (folder / cell.file).parent.mkdir(parents=True, exist_ok=True)
+    write_json(folder / cell.file, stored)
+    return stored
+
+
+def purify_options(cell: Cell, model: str, cache_dir: Path, output: Path) -> list[str]:
+    """The options of `purify` that a cell stands for."""
+    job = {"model_name_or_path": model, "cache_dir": cache_dir, "output_dir": output, "seed": cell.seed}
+    return as_options(cell.data | cell.settings | job | {"save_strategy": "no"})
+
+
+def _defend(cell: Cell, model: str, cache_dir: Path, output: Path) -> tuple[str, str, list[dict] | None]:
+    """The classifier and the CLIP to measure, and what purification suspected."""
+    if cell.method == "none":
+        return "template", model, None
+    if cell.method == "cbpt":
+        purify(purify_options(cell, model, cache_dir, output))
+        return str(output), model, json.loads((output / RESULTS_FILE).read_text())["suspects"]
+    job = {"model_name_or_path": model, "method": cell.method, "output_dir": output, "seed": cell.seed}
+    finetune(as_options(cell.settings | job))
+    return "template", str(output), None
+
+
+def _measure(
+    cell: Cell, model: str, base: str, classifier: str, test_sets: Sequence[str], output: Path
+) -> dict[str, dict[str, float]]:
+    """By test set: clean accuracy, both attack success rates, accuracy under the trigger; shares in [0, 1]."""
+    data = {name: value for name, value in cell.data.items() if name not in ("dataset_name", "num_shots")}
+    job = {"model_name_or_path": base, "classifiers": classifier, "datasets": list(test_sets)}
+    job["attacks"] = TRIGGER_FOR.get(cell.attack, model)
+    evaluate(as_options(data | job | {"output_dir": output}))
+    figures: dict[str, dict[str, float]] = {name: {} for name in test_sets}
+    for one in json.loads((output / EVALUATION_FILE).read_text())["cells"]:
+        figures[one["dataset"]] |= _figures(one)
+    return figures
+
+
+def _figures(measured: Mapping[str, Any]) -> dict[str, float]:
+    if measured["attack"] == CLEAN:
+        return {"clean_accuracy": measured["accuracy"]}
+    return {name: measured[name] for name in FIGURES}
