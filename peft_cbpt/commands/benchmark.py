@@ -8,7 +8,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from peft_cbpt.commands.experiment_cells import compute_cell, model_of, purify_options, read_cell
+from peft_cbpt.commands.experiment_cells import check_cell, compute_cell, model_of, purify_options, read_cell
 from peft_cbpt.commands.experiments import POCKET_PREFIX, Cell, Experiment, read_experiment
 from peft_cbpt.commands.files import prepare_output, write_text
 from peft_cbpt.commands.parsing import parse
@@ -16,17 +16,19 @@ from peft_cbpt.commands.purify import purify
 from peft_cbpt.commands.report import report
 from peft_cbpt.commands.zoo import poison_settings
 from peft_cbpt.errors import InputError
-from peft_cbpt.reports.result_pictures import bars_figure, by_test_set, lines_figure
+from peft_cbpt.reports.result_pictures import bars_figure, lines_figure
 from peft_cbpt.reports.result_tables import Grid, markdown_tables
 from peft_cbpt.reports.style import png_bytes, write_bytes
 
 TARGET_CLASS = "banana"
+Stored = dict[str, dict[str, list[dict[str, Any]]]]
+"""By row and attack what is stored of every seed."""
 REPORT_PICTURES = ("embedding_map", "grad_cam")
 HEAD = """# Results
 
 Written by `python recipes/benchmark.py`; every cell is stored with its settings, date and versions in `{cells}`.
-Means and standard deviations over seeds, each of which draws another poisoned model, other shots and another training. A
-dash marks what was not run yet.{quick}
+Means and standard deviations over seeds; each has a poisoned model, shots and a training of its own. A dash marks what
+was not run yet.{quick}
 """
 QUICK = " **This is the quick variant: smaller jobs, one seed, one attack.**"
 
@@ -71,9 +73,11 @@ def benchmark(argv: Sequence[str]) -> None:
     experiments = _read_experiments(arguments)
     cells_folder = prepare_output(arguments.output_dir)
     page = Path(arguments.page)
-    prepare_output(str(page.parent / "images" / "results"))
+    pictures = prepare_output(str(page.parent / "images" / "results"))
     chosen = [one for one in experiments if not arguments.experiments or one.name in arguments.experiments]
     jobs = [] if arguments.render_only else [(one, *job) for one in chosen for job in _cells(one, arguments)]
+    for _, _, cell in jobs:
+        check_cell(cell)
     try:
         for place, (experiment, row, cell) in enumerate(jobs, 1):
             if read_cell(cells_folder, cell, experiment.test_sets) is None:
@@ -82,9 +86,9 @@ def benchmark(argv: Sequence[str]) -> None:
                 compute_cell(cell, model, experiment.test_sets, Path(arguments.cache_dir), cells_folder)
         for experiment in chosen:
             if experiment.picture == "report" and not arguments.render_only:
-                _draw_report(experiment, arguments, page.parent / "images" / "results")
+                _draw_report(experiment, arguments, pictures)
     finally:
-        _write_page(experiments, arguments, cells_folder, page)
+        write_text(page, _page(experiments, arguments, cells_folder, pictures))
     print(f"tables and pictures: {page}")
 
 
@@ -127,51 +131,48 @@ def _draw_report(experiment: Experiment, arguments: BenchmarkArguments, pictures
             shutil.copy(Path(folder) / "report" / f"{name}.png", target)
 
 
-def _write_page(experiments: Sequence[Experiment], arguments: BenchmarkArguments, cells: Path, page: Path) -> None:
-    parts = [HEAD.format(cells=arguments.output_dir, quick=QUICK if arguments.quick else "")]
-    parts += [_section(one, arguments, cells, page) for one in experiments]
-    write_text(page, "\n".join(parts))
+def _page(experiments: Sequence[Experiment], arguments: BenchmarkArguments, cells: Path, pictures: Path) -> str:
+    head = HEAD.format(cells=arguments.output_dir, quick=QUICK if arguments.quick else "")
+    return "\n".join([head, *(_section(one, arguments, cells, pictures) for one in experiments)])
 
 
-def _section(experiment: Experiment, arguments: BenchmarkArguments, folder: Path, page: Path) -> str:
-    stored: dict[str, dict[str, list[dict]]] = {
-        row: {attack: [] for attack in experiment.attacks} for row in experiment.rows
-    }
+def _section(experiment: Experiment, arguments: BenchmarkArguments, folder: Path, pictures: Path) -> str:
+    stored: Stored = {row: {attack: [] for attack in experiment.attacks} for row in experiment.rows}
     for row, cell in _cells(experiment, arguments):
         if found := read_cell(folder, cell, experiment.test_sets):
             stored[row][cell.attack].append(found)
-    first = experiment.test_sets[0]
-    grid: Grid = {
-        row: {attack: [one["figures"][first] for one in found] for attack, found in of_row.items()}
+    columns, n_wanted, paper = experiment.attacks, len(experiment.seeds), experiment.paper
+    if experiment.picture == "domains":
+        columns, n_wanted, paper = experiment.test_sets, n_wanted * len(columns), {}
+    grid = _grid(experiment, stored)
+    text = [f"## {experiment.title}", experiment.about.strip(), markdown_tables(grid, columns, n_wanted, paper)]
+    if any(found for of_row in grid.values() for found in of_row.values()):
+        if experiment.picture == "lines":
+            write_bytes(pictures / f"{experiment.name}.png", png_bytes(lines_figure(grid, columns)))
+        elif experiment.picture in ("bars", "domains"):
+            write_bytes(pictures / f"{experiment.name}.png", png_bytes(bars_figure(grid, columns)))
+    names = sorted(file.name for file in pictures.glob(f"{experiment.name}*.png"))
+    text += [f"![{experiment.title}](images/results/{name})" for name in names]
+    return "\n\n".join([part for part in text if part] + [_costs(experiment, stored)]) + "\n"
+
+
+def _grid(experiment: Experiment, stored: Stored) -> Grid:
+    """The figures by row and attack, or by row and test set, where all attacks count alike."""
+    if experiment.picture != "domains":
+        first = experiment.test_sets[0]
+        return {
+            row: {attack: [one["figures"][first] for one in found] for attack, found in of_row.items()}
+            for row, of_row in stored.items()
+        }
+    return {
+        row: {
+            name: [one["figures"][name] for found in of_row.values() for one in found] for name in experiment.test_sets
+        }
         for row, of_row in stored.items()
     }
-    text = [f"## {experiment.title}", experiment.about.strip()]
-    text.append(markdown_tables(grid, experiment.attacks, len(experiment.seeds), experiment.paper))
-    if picture := _draw(experiment, grid, stored, page.parent / "images" / "results"):
-        text += [f"![{experiment.title}](images/results/{name})" for name in picture]
-    text.append(_costs(experiment, stored))
-    return "\n\n".join(part for part in text if part) + "\n"
 
 
-def _draw(experiment: Experiment, grid: Grid, stored: dict[str, Any], folder: Path) -> list[str]:
-    """Draw the experiment's picture from what is there; the names of its files."""
-    if experiment.picture == "report":
-        names = [f"{experiment.name}-{name}.png" for name in REPORT_PICTURES]
-        return [name for name in names if (folder / name).is_file()]
-    if experiment.picture is None or not any(found for row in grid.values() for found in row.values()):
-        return []
-    if experiment.picture == "lines":
-        figure = lines_figure(grid, experiment.attacks, experiment.title)
-    elif experiment.picture == "domains":
-        rows = {row: [one["figures"] for found in of_row.values() for one in found] for row, of_row in stored.items()}
-        figure = bars_figure(by_test_set(rows, experiment.test_sets), experiment.test_sets)
-    else:
-        figure = bars_figure(grid, experiment.attacks)
-    write_bytes(folder / f"{experiment.name}.png", png_bytes(figure))
-    return [f"{experiment.name}.png"]
-
-
-def _costs(experiment: Experiment, stored: dict[str, Any]) -> str:
+def _costs(experiment: Experiment, stored: Stored) -> str:
     """What a cell of each row took, and how to make the table."""
     minutes = {
         row: [sum(one["seconds"].values()) / 60 for found in of_row.values() for one in found]

@@ -12,12 +12,15 @@ from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.evaluate import CLEAN, EVALUATION_FILE, evaluate
 from peft_cbpt.commands.experiments import POCKET_PREFIX, Cell
 from peft_cbpt.commands.files import write_json
-from peft_cbpt.commands.finetune import finetune
-from peft_cbpt.commands.parsing import as_options
+from peft_cbpt.commands.finetune import FinetuneArguments, finetune
+from peft_cbpt.commands.parsing import as_options, parse
 from peft_cbpt.commands.poison import TRAINING_FILE, run_poison
-from peft_cbpt.commands.purify import purify
+from peft_cbpt.commands.purify import PurifyArguments, purify
 from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch
 from peft_cbpt.commands.zoo import folder_of, zoo_job
+from peft_cbpt.data.images import load_labelled_images
+from peft_cbpt.errors import InputError
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 
 TRIGGER_FOR = {"pocket:clean": "pocket:badnet"}
 """What a clean model is measured with."""
@@ -67,6 +70,22 @@ def compute_cell(cell: Cell, model: str, test_sets: Sequence[str], cache_dir: Pa
     return stored
 
 
+def check_cell(cell: Cell) -> None:
+    """See that a cell's options are known and its target is among the classes, before anything is run.
+
+    Raises:
+        InputError: if not.
+    """
+    nowhere = Path("checked")
+    if cell.method == "cbpt":
+        parse([PurifyArguments, CBPTTrainingArguments], purify_options(cell, "model", nowhere, nowhere), "")
+    elif cell.method != "none":
+        parse([FinetuneArguments], _finetune_options(cell, "model", nowhere), "")
+    test = load_labelled_images(cell.data["dataset_name"], "test", num_classes=cell.data.get("num_classes"))
+    if cell.target_class not in (names := test.features["label"].names):
+        raise InputError(f"target_class is one of the {len(names)} classes measured, not {cell.target_class!r}")
+
+
 def purify_options(cell: Cell, model: str, cache_dir: Path, output: Path) -> list[str]:
     """The options of `purify` that a cell stands for."""
     job = {"model_name_or_path": model, "cache_dir": cache_dir, "output_dir": output, "seed": cell.seed}
@@ -80,9 +99,13 @@ def _defend(cell: Cell, model: str, cache_dir: Path, output: Path) -> tuple[str,
     if cell.method == "cbpt":
         purify(purify_options(cell, model, cache_dir, output))
         return str(output), model, json.loads((output / RESULTS_FILE).read_text())["suspects"]
-    job = {"model_name_or_path": model, "method": cell.method, "output_dir": output, "seed": cell.seed}
-    finetune(as_options(cell.settings | job))
+    finetune(_finetune_options(cell, model, output))
     return "template", str(output), None
+
+
+def _finetune_options(cell: Cell, model: str, output: Path) -> list[str]:
+    job = {"model_name_or_path": model, "method": cell.method, "output_dir": output, "seed": cell.seed}
+    return as_options(cell.settings | job)
 
 
 def _measure(

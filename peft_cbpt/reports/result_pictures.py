@@ -1,6 +1,6 @@
-"""Pictures of experiments: bars by attack, lines over a setting, bars by test set."""
+"""Pictures of experiments: bars by attack or test set, lines over a setting."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import mean, stdev
 
 from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def _bars(
     axes.bar([place for place, _ in there], heights, 0.9 * width, yerr=errors, color=colour, label=label)
 
 
-def lines_figure(grid: Grid, attacks: Sequence[str], setting: str) -> Figure:
+def lines_figure(grid: Grid, attacks: Sequence[str]) -> Figure:
     """Clean accuracy and attack success over a setting, a line for each attack; the rows' labels are its values."""
     figure = new_figure(9, 3.8)
     for axes, column in zip(figure.subplots(1, 2), SHOWN, strict=True):
@@ -56,19 +56,10 @@ def lines_figure(grid: Grid, attacks: Sequence[str], setting: str) -> Figure:
                 label=attack,
             )
         axes.set_xticks(range(len(grid)), list(grid))
-        axes.set_xlabel(setting)
         axes.set_ylabel(COLUMNS[column])
         plain_spines(axes)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=4, loc="outside upper center")
     return figure
-
-
-def by_test_set(cells: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]], test_sets: Sequence[str]) -> Grid:
-    """A grid whose columns are test sets, from the figures by test set of every cell of a row."""
-    return {
-        label: {name: [figures[name] for figures in row if name in figures] for name in test_sets}
-        for label, row in cells.items()
-    }
 
 
 def _spread(values: Sequence[float]) -> float:
