@@ -88,20 +88,24 @@ class CBPTTrainer(Trainer):
         self.model.to(self.args.device)  # type: ignore[arg-type]
         self.model.eval()
         base = self.model.get_base_model()
-        self.inverter = make_inverter(base, self._to_invert, self.args, self._cache)
+        self.inverter = make_inverter(base, self._to_invert, self.args, self._cache, *self._keys)
         if self.args.target == "suspected":
             with torch.no_grad(), self.model.disable_adapter():
                 undefended = self.model.encode_class_prompts().float()
             self.dummy_triggers = make_dummy_triggers(
-                self.inverter, undefended, base, self._to_invert, self.args, self._cache
+                self.inverter, undefended, self._to_invert, self.args.seed, self._cache, self._keys[0]
             )
         return super().train(*args, **kwargs)
 
     @cached_property
+    def _keys(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What clean and perturbed features depend on; the weights are frozen, so that they are hashed once."""
+        return cache_keys(self.model.get_base_model(), self._to_invert, self.args)
+
+    @cached_property
     def _job(self) -> str:
         class_names: Any = self.model.class_names
-        _, inversion = cache_keys(self.model.get_base_model(), self._to_invert, self.args)
-        return job_hash(inversion, self.args.target, class_names, self.args.seed)
+        return job_hash(self._keys[1], self.args.target, class_names, self.args.seed)
 
     def check_checkpoint(self, folder: str) -> None:
         """See that a checkpoint is whole and of this job.

@@ -62,12 +62,16 @@ def open_cache(args: CBPTTrainingArguments) -> DiskCache | None:
 
 
 def make_inverter(
-    base: Any, images: ImagesToInvert, args: CBPTTrainingArguments, cache: DiskCache | None
+    base: Any,
+    images: ImagesToInvert,
+    args: CBPTTrainingArguments,
+    cache: DiskCache | None,
+    bank_of: dict[str, Any],
+    inversion_of: dict[str, Any],
 ) -> TriggerInverter:
     """Encode the clean images that the disk cache lacks and open the perturbed features it has; all processes call."""
     clean, perturbed = FeatureStore(), None
     if cache is not None:
-        bank_of, inversion_of = cache_keys(base, images, args)
         clean = FeatureStore(cache.open("features", bank_of))
         if args.target == "runner_up":
             perturbed = FeatureStore(cache.open("perturbed", inversion_of))
@@ -93,16 +97,15 @@ def make_inverter(
 def make_dummy_triggers(
     inverter: TriggerInverter,
     class_features: Tensor,
-    base: Any,
     images: ImagesToInvert,
-    args: CBPTTrainingArguments,
+    seed: int,
     cache: DiskCache | None,
+    bank_of: dict[str, Any],
 ) -> DummyTriggers:
     """Look for suspected targets and make their universal triggers, as far as the disk cache lacks them."""
-    bank_of, _ = cache_keys(base, images, args)
     encode, bank = inverter.encode_image, inverter.bank
-    suspicion = find_suspects(encode, images.load, bank, class_features, args.seed)
+    suspicion = find_suspects(encode, images.load, bank, class_features, seed)
     targets = [suspect.label for suspect in suspicion.suspects]
-    store = FeatureStore(cache.open("universal", universal_key(bank_of, class_features, args.seed)) if cache else None)
-    add_universal_triggers(encode, images.load, bank, class_features, targets, store, args.seed, inverter.batch_size)
-    return DummyTriggers(bank, class_features, suspicion, store, args.seed)
+    store = FeatureStore(cache.open("universal", universal_key(bank_of, class_features, seed)) if cache else None)
+    add_universal_triggers(encode, images.load, bank, class_features, targets, store, seed, inverter.batch_size)
+    return DummyTriggers(bank, class_features, suspicion, store, seed)

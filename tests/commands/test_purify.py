@@ -118,11 +118,13 @@ def test_a_new_run_takes_the_place_of_an_old_one(run, tmp_path):
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
-def test_two_processes_give_the_adapter_of_one(run, tmp_path):
+@pytest.mark.parametrize("target", ["suspected", "runner_up"])
+def test_two_processes_give_the_adapter_of_one(run, tmp_path, target):
     """To 1e-6, with the same global batch; files and table appear once, and the log covers both shares."""
-    assert run(output=tmp_path / "one", per_device_train_batch_size=8)[0] == 0
+    assert run(output=tmp_path / "one", per_device_train_batch_size=8, target=target)[0] == 0
     config = tmp_path / "two.yaml"
-    config.write_text(yaml.safe_dump(SMALL | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4}))
+    job = {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4, "target": target}
+    config.write_text(yaml.safe_dump(SMALL | job))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launch += ["-m", "peft_cbpt", "purify", "--config", str(config)]
     done = subprocess.run(
