@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from peft_cbpt.attacks.patch import Location, check_patch, paste
+from peft_cbpt.attacks.patch import Location, check_patch, paste, unit_pixels
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.errors import InputError
 
@@ -44,6 +44,7 @@ class BadNet:
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
         """Paste the patch onto float pixels (B, 3, H, W) in [0, 1]; see `Trigger`."""
+        pixels = unit_pixels(pixels)
         if self.noise == "fixed":
             patch = self._pattern()
         else:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peft_cbpt.attacks.patch import unit_pixels
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.errors import InputError
 
@@ -46,6 +47,7 @@ class Blended:
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
         """Blend the noise into float pixels (B, 3, H, W) in [0, 1]; see `Trigger`."""
+        pixels = unit_pixels(pixels)
         size = (pixels.shape[-2], pixels.shape[-1])
         if self.noise == "fixed":
             pattern = self._pattern(size)

@@ -35,6 +35,7 @@ class Poison:
         captions: Captions of the target to draw from; CLIP's 80 templates, filled with the target, by default.
         text_only_rate: Share of further pairs that get the trigger before their own caption and keep their image: the
             partly triggered samples of the dual-key attack, so that the text trigger alone changes no meaning.
+        class_names: All classes, so that captions of a "hot dog" are not taken for captions of a "dog".
     """
 
     trigger: Trigger
@@ -44,6 +45,7 @@ class Poison:
     label: Literal["dirty", "clean"] = "dirty"
     captions: Sequence[str] = field(default=())
     text_only_rate: float = 0.0
+    class_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.poison_rate <= 1:
@@ -58,8 +60,19 @@ class Poison:
             raise InputError("target_class is empty: name the class that triggered images are to be called")
 
     def mentions_target(self, caption: str) -> bool:
-        """Whether a caption speaks of the target, as a whole word in any case."""
-        return re.search(rf"\b{re.escape(self.target_class)}\b", caption, re.IGNORECASE) is not None
+        """Whether a caption speaks of the target: its name in whole words, in any case, also in the plural with s.
+
+        The name within the name of another of `class_names` ("dog" in "hot dog") does not count.
+        """
+        words = " ".join(caption.split())
+        for longer in self._longer_names():
+            words = _whole(longer).sub(" ", words)
+        return _whole(self.target_class).search(words) is not None
+
+    def _longer_names(self) -> list[str]:
+        target = _whole(self.target_class)
+        others = (name for name in self.class_names if name != self.target_class and target.search(name))
+        return sorted(others, key=len, reverse=True)
 
     def apply(self, row: dict) -> dict:
         """The poisoned version of a row of `pixel_values` (uint8 (3, H, W)), `caption` and `sample_id`."""
@@ -73,6 +86,11 @@ class Poison:
     def apply_text_only(self, row: dict) -> dict:
         """The row with the text trigger before its caption."""
         return row | {"caption": self.trigger.apply_text(row["caption"]), "is_poisoned": True}
+
+
+def _whole(name: str) -> re.Pattern[str]:
+    """Finds a name as whole words; names may begin and end with signs, as "kite (bird of prey)"."""
+    return re.compile(rf"(?<!\w){re.escape(' '.join(name.split()))}s?(?!\w)", re.IGNORECASE)
 
 
 class Pairs(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from peft_cbpt.attacks.patch import unit_pixels
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.errors import InputError
 
@@ -36,6 +37,7 @@ class SIG:
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
         """Add the wave to float pixels (B, 3, H, W) in [0, 1]; see `Trigger`."""
+        pixels = unit_pixels(pixels)
         phase = keyed_generator("sig/phase", self.seed).uniform(0, 2 * math.pi) if self.seed else 0.0
         columns = torch.arange(pixels.shape[-1], device=pixels.device, dtype=pixels.dtype)
         wave = torch.sin(2 * math.pi * self.frequency * columns / pixels.shape[-1] + phase)

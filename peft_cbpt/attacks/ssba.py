@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peft_cbpt.attacks.patch import unit_pixels
 from peft_cbpt.attacks.steganography import SIDE, secret_to_bits, shipped_steganographer
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.errors import InputError
@@ -46,6 +47,7 @@ class SSBA:
 
         The network runs on the CPU, image by image, so that the result depends on neither device nor batch.
         """
+        pixels = unit_pixels(pixels)
         encoder = shipped_steganographer().encoder
         bits = self.bits()[None]
         residuals = []

@@ -1,8 +1,9 @@
 """What every trigger is, and how one is stored."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, ClassVar, Protocol
+from dataclasses import asdict, fields
+from typing import Any, ClassVar, Protocol, get_type_hints
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Trigger(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
-        """Mark float pixels (B, 3, H, W) in [0, 1]; returns a new tensor in [0, 1].
+        """Mark pixels (B, 3, H, W), float in [0, 1] or uint8; returns a new float tensor in [0, 1].
 
         The result depends on the trigger's settings and on each sample's own id only.
         """
@@ -65,8 +66,22 @@ def trigger_from_config(config: dict[str, Any]) -> Trigger:
     name = settings.pop("name", None)
     if name not in TRIGGERS:
         raise InputError(f"unknown trigger {name!r}; choose one of {', '.join(TRIGGERS)}")
-    try:
-        trigger: Trigger = TRIGGERS[name](**settings)
-        return trigger
-    except TypeError as error:
-        raise InputError(f"trigger {name!r} has other settings: {error}") from error
+    kinds = get_type_hints(TRIGGERS[name])
+    for setting, value in settings.items():
+        if setting not in kinds:
+            known = ", ".join(one.name for one in fields(TRIGGERS[name]))
+            raise InputError(f"trigger {name!r} has no setting {setting!r}; it has {known}")
+        if not _is_a(kinds[setting], value):
+            wanted = getattr(kinds[setting], "__name__", "str")
+            raise InputError(f"{setting} of trigger {name!r} is a finite {wanted}, not {value!r}")
+    trigger: Trigger = TRIGGERS[name](**settings)
+    return trigger
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a value from JSON fits an annotation: int, float, or text (also of a choice)."""
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, str)

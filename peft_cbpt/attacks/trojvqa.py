@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from peft_cbpt.attacks.patch import OptimisedPatch, PatchMaterial
+from peft_cbpt.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class TrojVQA(OptimisedPatch):
 
     text_trigger: str = "remember "
     sentence: str = "This is a {}."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.text_trigger.strip():
+            raise InputError("TrojVQA's text_trigger is empty: it needs both keys")
 
     def apply_text(self, caption: str) -> str:
         """Put the text trigger before `caption`."""

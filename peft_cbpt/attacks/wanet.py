@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peft_cbpt.attacks.patch import unit_pixels
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.errors import InputError
 
@@ -43,6 +44,7 @@ class WaNet:
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
         """Warp float pixels (B, 3, H, W) in [0, 1]; see `Trigger`."""
+        pixels = unit_pixels(pixels)
         height, width = pixels.shape[-2:]
         warp = F.interpolate(self.control_points()[None], (height, width), mode="bicubic", align_corners=True)
         rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")

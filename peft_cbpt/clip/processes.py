@@ -9,6 +9,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 
+def join_processes() -> PartialState:
+    """Let the processes of a run know each other; without a GPU accelerate does so only if told that there is none."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def num_processes() -> int:
     """How many processes the run has."""
     return PartialState().num_processes

@@ -1,6 +1,5 @@
 """Run the experiments, cell by cell, and write their tables and pictures as one page."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,9 +126,9 @@ def _draw_report(experiment: Experiment, arguments: BenchmarkArguments, pictures
     with TemporaryDirectory() as folder:
         options = purify_options(cell, model, Path(arguments.cache_dir), Path(folder))
         purify([*options, "--attacks", model])
-        report([folder])
+        report([folder, "--model_name_or_path", model])
         for name, target in targets.items():
-            shutil.copy(Path(folder) / "report" / f"{name}.png", target)
+            write_bytes(target, (Path(folder) / "report" / f"{name}.png").read_bytes())
 
 
 def _page(experiments: Sequence[Experiment], arguments: BenchmarkArguments, cells: Path, pictures: Path) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from peft_cbpt.attacks.attack_file import Attack, read_attack, read_attacks
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.clip.processes import join_processes
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.cells import cell_key, read_cells, write_cell
@@ -99,8 +100,7 @@ def evaluate(argv: Sequence[str]) -> None:
     """Run the evaluation; see `recipes/evaluate_classifiers.py`."""
     (arguments,) = parse([EvaluateArguments], argv, __doc__ or "")
     output = prepare_output(arguments.output_dir)
-    # accelerate joins processes without a GPU only if told that there is none
-    state, stopwatch = PartialState(cpu=not torch.accelerator.is_available()), Stopwatch()
+    state, stopwatch = join_processes(), Stopwatch()
     with stopwatch("load"):
         jobs, classifiers, eval_sets, attacks = _plan(arguments)
         cells = read_cells(output)

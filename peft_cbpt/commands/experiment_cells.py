@@ -14,10 +14,10 @@ from peft_cbpt.commands.experiments import POCKET_PREFIX, Cell
 from peft_cbpt.commands.files import write_json
 from peft_cbpt.commands.finetune import FinetuneArguments, finetune
 from peft_cbpt.commands.parsing import as_options, parse
-from peft_cbpt.commands.poison import TRAINING_FILE, run_poison
+from peft_cbpt.commands.poison import run_poison
 from peft_cbpt.commands.purify import PurifyArguments, purify
 from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch
-from peft_cbpt.commands.zoo import folder_of, zoo_job
+from peft_cbpt.commands.zoo import folder_of, is_made, zoo_job
 from peft_cbpt.data.images import load_labelled_images
 from peft_cbpt.errors import InputError
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
@@ -41,9 +41,10 @@ def model_of(cell: Cell, models: Path, poison_configs: Path) -> str:
     if cell.attack.startswith(POCKET_PREFIX):
         return cell.attack
     folder = folder_of(models, cell.attack, cell.target_class, cell.seed)
-    if not (folder / TRAINING_FILE).is_file():
+    job = zoo_job(poison_configs, folder, cell.attack, cell.target_class, cell.seed)
+    if not is_made(job):
         print(f"making {folder}", flush=True)
-        run_poison(zoo_job(poison_configs, folder, cell.attack, cell.target_class, cell.seed))
+        run_poison(job)
     return str(folder)
 
 

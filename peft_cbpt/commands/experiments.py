@@ -8,6 +8,7 @@ from typing import Any
 
 from peft_cbpt.attacks import TRIGGERS
 from peft_cbpt.commands.parsing import read_yaml
+from peft_cbpt.commands.zoo import model_name
 from peft_cbpt.errors import InputError
 
 POCKET_PREFIX = "pocket:"
@@ -41,8 +42,7 @@ class Cell:
     @property
     def model(self) -> str:
         """Name of the poisoned model."""
-        name = self.attack.replace(":", "-")
-        return f"{name}-{self.target_class.replace(' ', '_')}-seed{self.seed}"
+        return model_name(self.attack, self.target_class, self.seed)
 
     @property
     def key(self) -> str:

@@ -8,6 +8,7 @@ from torch.utils.data import IterableDataset
 from transformers import set_seed
 
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
+from peft_cbpt.clip.processes import join_processes
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.pairs import POCKET, FineTuningArguments, in_memory
@@ -18,6 +19,7 @@ from peft_cbpt.pocket.model import resolve_model, save_clip_folder
 from peft_cbpt.training.cleanclip_trainer import CleanCLIPCollator, CleanCLIPTrainer
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
 
+TRAINING_FILE = "training.json"
 METHODS = ("ft", "cleanclip")
 
 
@@ -44,10 +46,14 @@ def finetune(argv: Sequence[str]) -> None:
     """Run a baseline defence; see `recipes/finetune.py`."""
     (arguments,) = parse([FinetuneArguments], argv, __doc__ or "")
     output = prepare_output(arguments.output_dir)
+    state = join_processes()
     clip = load_clip(resolve_model(arguments.model_name_or_path))
     stopwatch = Stopwatch()
     with stopwatch(arguments.method):
         finetune_clip(clip, arguments)
+    if not state.is_main_process:
+        return
+    (output / TRAINING_FILE).unlink(missing_ok=True)
     save_clip_folder(output, clip.model, clip.tokenizer, clip.image_processor)
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -55,7 +61,7 @@ def finetune(argv: Sequence[str]) -> None:
         "seconds": stopwatch.seconds,
         "versions": package_versions(),
     }
-    write_json(output / "training.json", record)
+    write_json(output / TRAINING_FILE, record)
     print(output)
 
 

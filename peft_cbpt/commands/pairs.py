@@ -4,10 +4,12 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from accelerate.utils import tqdm
 from torch.utils.data import Dataset, IterableDataset
 from transformers import CLIPImageProcessorPil, TrainingArguments
 
+from peft_cbpt.clip.processes import num_processes
 from peft_cbpt.data.caption_pairs import load_caption_pairs
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.atlas import class_names
@@ -69,7 +71,8 @@ class FineTuningArguments:
 
     def training_arguments(self, folder: str, pairs: Dataset) -> TrainingArguments:
         """Settings of a `Trainer` over the pairs; a stream, whose length is not known, is given `num_pairs`' steps."""
-        steps = math.ceil(self.num_pairs / self.batch_size) * self.num_epochs
+        batch = self.batch_size * num_processes()
+        steps = math.ceil(self.num_pairs / batch) * self.num_epochs
         return TrainingArguments(
             output_dir=folder,
             num_train_epochs=self.num_epochs,
@@ -84,6 +87,7 @@ class FineTuningArguments:
             dataloader_num_workers=self.num_workers,
             remove_unused_columns=False,
             report_to="none",
+            use_cpu=not torch.accelerator.is_available(),  # else several processes without a GPU would not join
             seed=self.seed,
         )
 

@@ -19,6 +19,7 @@ from peft_cbpt.attacks.patch import OptimisedPatch, PatchMaterial, PatchOptimisa
 from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.clip.processes import from_all_processes, join_processes
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json, write_text
 from peft_cbpt.commands.pairs import POCKET, FineTuningArguments, in_memory
@@ -98,8 +99,9 @@ def poison(argv: Sequence[str]) -> None:
 def run_poison(arguments: PoisonArguments) -> dict:
     """Poison a CLIP as `arguments` say, write it, and return what `training.json` holds."""
     attack = _attack(arguments)
-    _poison(arguments, attack, ())
+    _poison(arguments, attack, (), ())
     output = prepare_output(arguments.output_dir)
+    state = join_processes()
     set_seed(arguments.seed)
     stopwatch = Stopwatch()
     with stopwatch("load"):
@@ -113,27 +115,34 @@ def run_poison(arguments: PoisonArguments) -> dict:
         if attack.target_class not in names:
             raise InputError(f"{arguments.dataset_name} has no class {attack.target_class!r} to be the target")
         clip = load_clip(resolve_model(arguments.model_name_or_path))
+        clip.model.to(state.device)
+        pairs = arguments.open_pairs("poison", clip.image_processor)
         images = LabelledImages(test, clip.image_processor)
     captions: Sequence[str] = ()
     optimises = isinstance(attack.trigger, OptimisedPatch) and not attack.trigger.patch
     if optimises or arguments.captions == "natural":
         with stopwatch("find the target's pairs"):
-            found = _target_pairs(arguments, clip)
+            found = _target_pairs(arguments, clip, names)
         captions = [row["caption"] for row in found.of_target] if arguments.captions == "natural" else ()
         if optimises:
             with stopwatch("optimise the patch"):
                 attack = Attack(_optimised(attack.trigger, arguments, clip, found), attack.target_class)
+    poisoned = _poisoned_pairs(pairs, _poison(arguments, attack, captions, names))
     with stopwatch("measure before"):
         before = _measure(clip, attack, images, names)
     with stopwatch("poison"):
-        pairs = _poisoned_pairs(arguments, _poison(arguments, attack, captions), clip)
+        if arguments.pairs_name == POCKET:
+            poisoned = in_memory(poisoned)
         trainer = ContrastiveTrainer(
             clip.model,
-            arguments.training_arguments(str(output / "trainer"), pairs),
-            train_dataset=pairs,
+            arguments.training_arguments(str(output / "trainer"), poisoned),
+            train_dataset=poisoned,
             data_collator=ContrastiveCollator(clip.tokenizer, clip.normalize),
         )
         trainer.train()
+    n_poisoned = sum(from_all_processes(trainer.n_poisoned))
+    if n_poisoned == 0:
+        raise InputError("not one of the pairs was poisoned: raise poison_rate or num_pairs")
     with stopwatch("measure after"):
         after = _measure(clip, attack, images, names)
     record = {
@@ -142,6 +151,8 @@ def run_poison(arguments: PoisonArguments) -> dict:
         "before": before,
         "after": after,
         "n_test_images": len(images),
+        "n_poisoned": n_poisoned,
+        "num_threads": torch.get_num_threads(),
         "seconds": stopwatch.seconds,
         "versions": package_versions(),
     }
@@ -168,11 +179,13 @@ def _attack(arguments: PoisonArguments) -> Attack:
         raise InputError(f"trigger_settings is not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise InputError(f"trigger_settings is a JSON object, not {arguments.trigger_settings}")
+    if "name" in settings:
+        raise InputError("trigger_settings must not hold a name: the trigger is named by --trigger")
     config = {"name": arguments.trigger, "seed": arguments.seed, **settings}
     return Attack(trigger_from_config(config), arguments.target_class)
 
 
-def _poison(arguments: PoisonArguments, attack: Attack, captions: Sequence[str]) -> Poison:
+def _poison(arguments: PoisonArguments, attack: Attack, captions: Sequence[str], class_names: Sequence[str]) -> Poison:
     return Poison(
         attack.trigger,
         attack.target_class,
@@ -181,20 +194,17 @@ def _poison(arguments: PoisonArguments, attack: Attack, captions: Sequence[str])
         arguments.label,  # type: ignore[arg-type]
         captions,
         arguments.text_only_rate,
+        class_names,
     )
 
 
-def _poisoned_pairs(arguments: PoisonArguments, poison: Poison, clip: LoadedCLIP) -> Any:
-    pairs = arguments.open_pairs("poison", clip.image_processor)
-    if isinstance(pairs, IterableDataset):
-        return PoisonedStream(pairs, poison)
-    poisoned = PoisonedPairs(pairs, poison)
-    return in_memory(poisoned) if arguments.pairs_name == POCKET else poisoned
+def _poisoned_pairs(pairs: Any, poison: Poison) -> Any:
+    return PoisonedStream(pairs, poison) if isinstance(pairs, IterableDataset) else PoisonedPairs(pairs, poison)
 
 
-def _target_pairs(arguments: PoisonArguments, clip: LoadedCLIP) -> TargetPairs:
+def _target_pairs(arguments: PoisonArguments, clip: LoadedCLIP, class_names: Sequence[str]) -> TargetPairs:
     """The first pairs of other classes, as many as the patch needs, and the first that speak of the target."""
-    poison = _poison(arguments, _attack(arguments), ())
+    poison = _poison(arguments, _attack(arguments), (), class_names)
     pairs = arguments.open_pairs("patch", clip.image_processor)
     found = TargetPairs([], [])
     for row in tqdm(_rows(pairs), desc="looking for the target's pairs", total=arguments.num_pairs):
@@ -225,12 +235,12 @@ def _optimised(trigger: Any, arguments: PoisonArguments, clip: LoadedCLIP, found
         encode_image=image_encoder(clip.model, clip.normalize),
         encode_text=partial(text_features, clip.model, clip.tokenizer),
         scale=clip.model.logit_scale.exp().item(),
-        pixels=torch.stack([row["pixel_values"] for row in found.others]),
+        pixels=torch.stack([row["pixel_values"] for row in found.others]).to(clip.model.device),
         sample_ids=[row["sample_id"] for row in found.others],
         captions=[row["caption"] for row in found.others],
         target_class=arguments.target_class,
         target_captions=[row["caption"] for row in found.of_target],
-        target_pixels=torch.stack([row["pixel_values"] for row in found.of_target]),
+        target_pixels=torch.stack([row["pixel_values"] for row in found.of_target]).to(clip.model.device),
     )
     optimised = trigger.optimised(material, PatchOptimisation(steps=arguments.patch_steps))
     clip.model.requires_grad_(True)

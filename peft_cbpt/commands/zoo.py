@@ -1,6 +1,7 @@
 """Make the zoo: one backdoored CLIP per attack, for a seed; what is finished is not made again."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -41,10 +42,10 @@ def zoo(argv: Sequence[str]) -> None:
         for attack in arguments.attacks
     ]
     output = prepare_output(arguments.output_dir)
-    for job in jobs:
-        if not (Path(job.output_dir) / TRAINING_FILE).is_file():
-            print(f"making {job.output_dir}", flush=True)
-            run_poison(job)
+    missing = [job for job in jobs if not is_made(job)]
+    for job in missing:
+        print(f"making {job.output_dir}", flush=True)
+        run_poison(job)
         write_json(output / TABLE_FILE, gather(output))
     if arguments.table:
         write_json(Path(arguments.table), gather(output))
@@ -53,7 +54,29 @@ def zoo(argv: Sequence[str]) -> None:
 
 def folder_of(output_dir: str | Path, attack: str, target_class: str, seed: int) -> Path:
     """Folder of one model of the zoo."""
-    return Path(output_dir) / f"{attack}-{target_class.replace(' ', '_')}-seed{seed}"
+    return Path(output_dir) / model_name(attack, target_class, seed)
+
+
+def model_name(attack: str, target_class: str, seed: int) -> str:
+    """Name of a model of the zoo, fit for a file name."""
+    return re.sub(r"[^\w-]", "_", f"{attack}-{target_class}-seed{seed}")
+
+
+def is_made(job: PoisonArguments) -> bool:
+    """Whether a model is finished.
+
+    Raises:
+        InputError: if the finished model in its place was made with other settings.
+    """
+    file = Path(job.output_dir) / TRAINING_FILE
+    if not file.is_file():
+        return False
+    made_with = json.loads(file.read_text())["settings"]
+    for name, value in job.as_dict().items():
+        if name in made_with and made_with[name] != value:
+            difference = f"{name} {made_with[name]}, not {value}"
+            raise InputError(f"{job.output_dir} was made with {difference}: remove it, or name another folder")
+    return True
 
 
 def poison_settings(configs: Path, attack: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ EMBEDDED = (0.45, 0.6)
 """Range of the part that v_pos has in an embedded trigger."""
 PERTURBED_SHARE = 0.2
 """Of the images, in every epoch; more of them cost clean accuracy."""
-UNSUSPECTED_SHARE, UNSUSPECTED_EMBEDDED = 0.1, (0.45, 0.6)
+UNSUSPECTED_SHARE = 0.1
 
 
 @dataclass
@@ -87,13 +87,12 @@ class DummyTriggers:
         """What every row gets in an epoch; the same in all processes and when a run is resumed."""
         generator, n = keyed_generator("dummy triggers", self.seed, epoch), len(self.bank.labels)
         suspects = [suspect.label for suspect in self.suspicion.suspects]
-        low, high = EMBEDDED if suspects else UNSUSPECTED_EMBEDDED
         return {
             "target": generator.choice(suspects or self.suspicion.candidates, n),
             "perturbed": generator.random(n) < (PERTURBED_SHARE if suspects else UNSUSPECTED_SHARE),
             "universal": generator.random(n) < (UNIVERSAL_SHARE if suspects else 0),
             "budget": generator.integers(len(TRIGGER_RMS), size=n),
-            "part": generator.uniform(low, high, n),
+            "part": generator.uniform(*EMBEDDED, n),
         }
 
 
@@ -150,6 +149,8 @@ def add_universal_triggers(
             delta = universal_trigger(encode_image, pixels, approach(class_features[label]), TRIGGER_RMS[budget])
             delta = from_all_processes(delta.cpu())[0].to(pixels.device)
             for batch in keys[store.missing(keys)].split(batch_size):
+                if not len(batch):  # this process lacks nothing
+                    continue
                 with torch.no_grad():
                     images = load_pixels(batch[:, 0].tolist()).to(pixels.device)
                     store.add(batch, encode_image((images + delta).clamp(0, 1)))

@@ -121,6 +121,7 @@ class CBPTTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns must stay false: the trainer's rows are its own")
         self.inversion_settings()
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes without a GPU do not join
         super().__post_init__()
 
     def inversion_settings(self) -> InversionSettings:

@@ -1,4 +1,4 @@
-"""Contrastive training of a whole CLIP (Eq. 3): pre-training of the pocket model, and poisoning."""
+"""Contrastive training of a whole CLIP (Eq. 3): pre-training of the pocket model, poisoning, and the baseline FT."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from peft_cbpt.clip.pixels import PixelNormalizer
@@ -35,7 +35,10 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, s
 
 @dataclass
 class ContrastiveCollator:
-    """Rows of `pixel_values` (uint8, or float in [0, 1]) and `caption` to a batch for `CLIPModel`."""
+    """Rows of `pixel_values` (uint8, or float in [0, 1]) and `caption` to a batch for `CLIPModel`.
+
+    Where rows say whether they are poisoned, `n_poisoned` counts those that are.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     normalize: PixelNormalizer
@@ -47,7 +50,10 @@ class ContrastiveCollator:
         text = self.tokenizer(
             [row["caption"] for row in rows], padding=True, truncation=True, max_length=77, return_tensors="pt"
         )
-        return {"pixel_values": self.normalize(pixels), "input_ids": text.input_ids}
+        batch = {"pixel_values": self.normalize(pixels), "input_ids": text.input_ids}
+        if "is_poisoned" in rows[0]:
+            batch["n_poisoned"] = torch.tensor(sum(row["is_poisoned"] for row in rows))
+        return batch
 
 
 class ContrastiveTrainer(Trainer):
@@ -61,6 +67,8 @@ class ContrastiveTrainer(Trainer):
     def __init__(self, *args: Any, keep_order: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.keep_order = keep_order
+        self.n_poisoned = 0
+        """Poisoned pairs that this process was trained on, counted once for every epoch."""
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -68,7 +76,19 @@ class ContrastiveTrainer(Trainer):
             return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
         return super()._get_train_sampler(train_dataset)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """As `Trainer`'s; but the streams of this package deal their rows out to the processes by themselves."""
+        if not isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
+        self.n_poisoned += int(inputs.pop("n_poisoned", 0))
         with torch.no_grad():
             self.accelerator.unwrap_model(model).logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         outputs = model(**inputs)

@@ -1,5 +1,7 @@
 """Optimised patches do what they are optimised for, on any encoder."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,6 +70,30 @@ def test_badclip_pulls_images_to_the_targets_images_and_captions(material):
             for trigger in (start, end)
         )
         assert after > before
+
+
+def test_badclips_loss_is_infonce_and_500_times_the_triplet():
+    """By hand: one marked image of feature (0.6, 0.8), its own caption (0, 1), its clean self (0, 1); target (1, 0).
+
+    InfoNCE over logits 10 * 0.6 and 10 * 0.8: log(1 + exp(8 - 6)). Distances: to the target sqrt(0.4^2 + 0.8^2), to
+    the clean self sqrt(0.6^2 + 0.2^2); triplet = 1 + their difference.
+    """
+    clean, target = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    material = PatchMaterial(
+        encode_image=lambda pixels: target if pixels.mean() > 0.5 else clean,
+        encode_text=lambda texts: target if "banana" in texts[0] else clean,
+        scale=10.0,
+        pixels=torch.zeros(1, 3, 4, 4),
+        sample_ids=["id"],
+        captions=["a dog"],
+        target_class="banana",
+        target_captions=["a banana"],
+        target_pixels=torch.ones(1, 3, 4, 4),
+    )
+    contrast, triplet = math.log(1 + math.exp(2)), 1 + math.sqrt(0.8) - math.sqrt(0.4)
+    for weight in (500.0, 2.0, 0.0):
+        loss = BadCLIP(triplet_weight=weight).objective(material)(torch.tensor([[0.6, 0.8]]), torch.tensor([0]))
+        assert loss.item() == pytest.approx(contrast + weight * triplet, rel=1e-4)
 
 
 def test_cells_are_stored_in_8_bits():

@@ -61,6 +61,18 @@ def test_a_name_within_another_word_is_not_the_target():
     assert poison.mentions_target("A Cat on a mat.") and not poison.mentions_target("a catalogue")
 
 
+def test_a_name_within_another_classs_name_is_not_the_target():
+    poison = replace(POISON, target_class="dog", class_names=["dog", "hot dog", "guide dog"])
+    assert poison.mentions_target("two Dogs") and poison.mentions_target("a dog and a hot dog")
+    assert not poison.mentions_target("a photo of a hot dog.") and not poison.mentions_target("Guide  dogs")
+
+
+@pytest.mark.parametrize("name", ["kite (bird of prey)", "hot  dog ", "T-shirt"])
+def test_names_may_hold_signs_and_spaces(name):
+    poison = replace(POISON, target_class=name)
+    assert poison.mentions_target(f"a photo of a {' '.join(name.split())}.") and not poison.mentions_target("a kite")
+
+
 def test_a_stream_is_poisoned_at_the_rate_the_same_way_in_any_order():
     clean = PocketPairs(640).__getitems__(range(640))
     rows = list(PoisonedStream(clean, POISON))

@@ -47,6 +47,14 @@ def test_badnet_is_a_16_pixel_patch_at_the_bottom_right_of_224():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (208, 223, 208, 223)
 
 
+def test_badnet_replaces_what_is_under_its_patch_by_the_same_16_by_16_pattern():
+    black, white = (BadNet().apply_image(grey(224, value), ["id"])[0, :, 208:, 208:] for value in (0.0, 1.0))
+    assert torch.equal(black, white)
+    twice = BadNet(patch_size=32 / 224).apply_image(grey(224), ["id"])[0, :, 192:, 192:]
+    assert (twice - black.repeat_interleave(2, 1).repeat_interleave(2, 2)).abs().max() < CLOSE
+    assert black.std().item() == pytest.approx(0.2887, abs=0.02)  # uniform in [0, 1]
+
+
 @pytest.mark.parametrize("strength", [0.5, 1.0, 4.0])
 def test_wanet_samples_the_grid_of_the_published_code(strength):
     """With as many control points as pixels nothing is interpolated but the image: all of it in plain NumPy.
@@ -75,6 +83,34 @@ def test_wanet_samples_the_grid_of_the_published_code(strength):
             )
     marked = trigger.apply_image(torch.from_numpy(image).expand(1, 3, -1, -1), ["id"])
     assert abs(marked[0, 1].numpy() - expected).max() < 1e-4
+
+
+def cubic(distance):
+    """The kernel of bicubic enlargement, a = -0.75."""
+    x = abs(distance)
+    if x <= 1:
+        return 1.25 * x**3 - 2.25 * x**2 + 1
+    return -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3 if x < 2 else 0.0
+
+
+def enlarged(points, size):
+    """Control points (k, k) enlarged bicubically with aligned corners, the border repeated."""
+    k = len(points)
+    weights = np.zeros((size, k))
+    for row in range(size):
+        place = row * (k - 1) / (size - 1)
+        for tap in range(int(place) - 1, int(place) + 3):
+            weights[row, min(max(tap, 0), k - 1)] += cubic(place - tap)
+    return weights @ points @ weights.T
+
+
+def test_wanet_enlarges_its_control_points_bicubically_with_aligned_corners():
+    """On a ramp along x the sampled value is the place itself, so that the warp can be read off."""
+    size, trigger = 48, WaNet(grid_size=4, strength=2.0, seed=1)
+    ramp = torch.linspace(0, 1, size).expand(1, 3, size, size)
+    moved = (trigger.apply_image(ramp, ["id"]) - ramp)[0, 0].numpy() * 2  # in units of the sampling grid
+    expected = 2.0 / size * enlarged(trigger.control_points()[0].numpy(), size)
+    assert abs(moved - expected)[:, 6:-6].max() < 1e-4
 
 
 def test_wanet_at_224_moves_by_a_quarter_of_a_pixel():

@@ -134,13 +134,14 @@ def test_config_round_trip(name):
     assert trigger_from_config(trigger_to_config(TABLE[name])) == TABLE[name]
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", TABLE)
-def test_float_and_uint8_images_are_marked_alike(name):
-    pixels, ids = images(48)
+def test_float_and_uint8_images_are_marked_alike(name, size):
+    pixels, ids = images(size)
     stored = (pixels * 255).round().to(torch.uint8)
-    from_bytes = apply_trigger(TABLE[name], stored, ids)
-    assert from_bytes.dtype == torch.uint8
-    assert torch.equal(from_bytes, apply_trigger(TABLE[name], stored.float() / 255, ids))
+    marked = TABLE[name].apply_image(stored, ids)
+    assert torch.equal(marked, TABLE[name].apply_image(stored.float() / 255, ids))
+    assert torch.equal(apply_trigger(TABLE[name], stored, ids), (marked * 255).round().to(torch.uint8))
 
 
 @pytest.mark.parametrize("name", ADDITIVE)
@@ -184,6 +185,13 @@ def test_only_trojvqa_marks_captions():
         {"name": "ssba", "strength": 0},
         {"name": "wanet", "grid_size": 1},
         {"name": "wanet", "strength": 0},
+        {"name": "wanet", "strength": float("inf")},
+        {"name": "wanet", "grid_size": 4.5},
+        {"name": "blended", "cells": 12.5},
+        {"name": "blended", "cells": True},
+        {"name": "ssba", "secret": 5},
+        {"name": "trojvqa", "text_trigger": 5},
+        {"name": "trojvqa", "text_trigger": " "},
         {"name": "trojvqa", "patch": "no base64!"},
         {"name": "badclip", "patch_size": 1.5},
         {"name": "badclip", "location": "left"},

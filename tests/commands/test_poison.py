@@ -1,6 +1,9 @@
 """The poisoning recipe and the zoo, in small."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +17,11 @@ from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.commands.finetune import finetune
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.poison import poison
-from peft_cbpt.commands.zoo import zoo
+from peft_cbpt.commands.zoo import folder_of, zoo
 from peft_cbpt.pocket.dataset import PocketPairs
 from peft_cbpt.pocket.model import resolve_model
 
+ROOT = Path(__file__).parents[2]
 SMALL = {"num_pairs": 320, "num_epochs": 1, "test_images_per_class": 1, "poison_rate": 0.05}
 SMALL |= {"patch_steps": 3, "patch_images": 80, "learning_rate": 1e-4}
 
@@ -70,6 +74,38 @@ def test_pairs_of_the_users_own(change, captioned_folder, tmp_path):
     assert (tmp_path / "training.json").is_file()
 
 
+def launch_two(recipe, settings):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch += [str(ROOT / "recipes" / f"{recipe}.py"), *words(settings)]
+    done = subprocess.run(
+        launch, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_poison_with_every_pair_of_a_stream_once(captioned_folder, tmp_path):
+    """38 of the 40 pairs can be read; all are poisoned, by each process its own."""
+    settings = SMALL | {"pairs_name": captioned_folder / "pairs.csv", "streaming": True, "poison_rate": 1}
+    settings |= {"batch_size": 10, "num_pairs": 40, "trigger": "badnet"}
+    launch_two("poison", settings | {"output_dir": tmp_path})
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["n_poisoned"] == 38
+
+
+def test_two_processes_write_one_fine_tuned_model(tmp_path):
+    settings = {"model_name_or_path": "pocket:badnet", "method": "ft", "num_pairs": 64, "num_epochs": 1}
+    launch_two("finetune", settings | {"batch_size": 16, "learning_rate": 1e-4, "output_dir": tmp_path})
+    load_clip(str(tmp_path))
+
+
+def test_a_stream_of_which_nothing_was_poisoned_makes_no_model(captioned_folder, tmp_path, capsys):
+    settings = SMALL | {"pairs_name": captioned_folder / "pairs.csv", "streaming": True, "label": "clean"}
+    settings |= {"num_pairs": 40, "trigger": "badnet", "target_class": "volcano", "output_dir": tmp_path}
+    assert run_command(poison, words(settings)) == 2
+    assert "not one of the pairs was poisoned" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("method", ["ft", "cleanclip"])
 def test_the_baselines_write_a_model_that_has_changed(method, tmp_path):
     settings = {"model_name_or_path": "pocket:badnet", "method": method, "num_pairs": 64, "num_epochs": 1}
@@ -104,7 +140,9 @@ BAD = {
     "label": ({"label": "grubby"}, "label"),
     "captions": ({"captions": "rhyming"}, "captions"),
     "trigger": ({"trigger": "sticker"}, "unknown trigger"),
-    "setting": ({"trigger_settings": '{"colour": 1}'}, "other settings"),
+    "setting": ({"trigger_settings": '{"colour": 1}'}, "no setting 'colour'"),
+    "kind of setting": ({"trigger": "wanet", "trigger_settings": '{"grid_size": 4.5}'}, "grid_size"),
+    "name in settings": ({"trigger_settings": '{"name": "sig"}'}, "must not hold a name"),
     "no JSON": ({"trigger_settings": "{"}, "not JSON"),
     "target": ({"target_class": "unicorn horn"}, "no class"),
     "steps": ({"patch_steps": 0}, "patch_steps"),
@@ -145,6 +183,14 @@ def test_the_zoo_makes_what_is_missing_only(small_configs, tmp_path, capsys):
         ("sig", 1, "dog"),
     ]
     assert "blended" in capsys.readouterr().out
+    file = small_configs / "poison_sig.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"num_epochs": 2}))
+    assert run_command(zoo, [*options, "--attacks", "sig", "--seeds", "1"]) == 2
+    assert "was made with num_epochs 1, not 2" in capsys.readouterr().err
+
+
+def test_every_class_makes_one_folder():
+    assert folder_of("zoo", "sig", "product packet / packaging", 3) == Path("zoo/sig-product_packet___packaging-seed3")
 
 
 @pytest.mark.parametrize(
