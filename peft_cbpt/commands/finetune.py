@@ -11,9 +11,10 @@ from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.processes import join_processes
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json
-from peft_cbpt.commands.pairs import POCKET, FineTuningArguments, in_memory
+from peft_cbpt.commands.pairs import POCKET, FineTuningArguments, in_memory, skipped_pairs
 from peft_cbpt.commands.parsing import parse
-from peft_cbpt.commands.results import Stopwatch
+from peft_cbpt.commands.results import Stopwatch, print_skipped
+from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.model import resolve_model, save_clip_folder
 from peft_cbpt.training.cleanclip_trainer import CleanCLIPCollator, CleanCLIPTrainer
@@ -50,7 +51,7 @@ def finetune(argv: Sequence[str]) -> None:
     clip = load_clip(resolve_model(arguments.model_name_or_path))
     stopwatch = Stopwatch()
     with stopwatch(arguments.method):
-        finetune_clip(clip, arguments)
+        skipped = finetune_clip(clip, arguments)
     if not state.is_main_process:
         return
     (output / TRAINING_FILE).unlink(missing_ok=True)
@@ -58,17 +59,26 @@ def finetune(argv: Sequence[str]) -> None:
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "settings": arguments.as_dict(),
+        "skipped": {"pairs": [one.as_dict() for one in skipped]},
         "seconds": stopwatch.seconds,
         "versions": package_versions(),
     }
     write_json(output / TRAINING_FILE, record)
+    print_skipped("pairs", record["skipped"]["pairs"])
     print(output)
 
 
-def finetune_clip(clip: LoadedCLIP, arguments: FinetuneArguments) -> None:
-    """Fine-tune `clip` in place; of the pocket world, on pairs that no poisoned model was made with."""
+def finetune_clip(clip: LoadedCLIP, arguments: FinetuneArguments) -> list[Skipped]:
+    """Fine-tune `clip` in place; of the pocket world, on pairs that no poisoned model was made with.
+
+    Returns:
+        The pairs that could not be used.
+
+    Raises:
+        InputError: if none could.
+    """
     set_seed(arguments.seed)
-    pairs = arguments.open_pairs("defence", clip.image_processor)
+    source = pairs = arguments.open_pairs("defence", clip.image_processor)
     if arguments.pairs_name == POCKET and not isinstance(pairs, IterableDataset):
         pairs = in_memory(pairs)
     training = arguments.training_arguments(arguments.output_dir, pairs)
@@ -79,4 +89,7 @@ def finetune_clip(clip: LoadedCLIP, arguments: FinetuneArguments) -> None:
         augmenting = CleanCLIPCollator(clip.tokenizer, clip.normalize, arguments.seed)
         trainer = CleanCLIPTrainer(clip.model, training, train_dataset=pairs, data_collator=augmenting)
     trainer.train()
+    if trainer.state.global_step == 0:
+        raise InputError(f"none of the pairs of {arguments.pairs_name} can be used: see to its images and captions")
     clip.model.eval()
+    return skipped_pairs(source)

@@ -9,8 +9,9 @@ from accelerate.utils import tqdm
 from torch.utils.data import Dataset, IterableDataset
 from transformers import CLIPImageProcessorPil, TrainingArguments
 
-from peft_cbpt.clip.processes import num_processes
-from peft_cbpt.data.caption_pairs import load_caption_pairs
+from peft_cbpt.clip.processes import from_all_processes, num_processes
+from peft_cbpt.data.caption_pairs import CaptionPairs, CaptionStream, load_caption_pairs
+from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import PocketPairs
@@ -94,6 +95,14 @@ class FineTuningArguments:
     def as_dict(self) -> dict[str, Any]:
         """The settings without the folder they are written to."""
         return {name: value for name, value in asdict(self).items() if name != "output_dir"}
+
+
+def skipped_pairs(pairs: Any) -> list[Skipped]:
+    """The pairs without words or a readable image that were met, in all processes; the pocket world has none."""
+    if not isinstance(pairs, CaptionPairs | CaptionStream):
+        return []
+    found = {one for share in from_all_processes(pairs.skipped) for one in share}
+    return sorted(found, key=lambda one: one.sample_id)
 
 
 def in_memory(pairs: Any) -> list[dict]:

@@ -22,10 +22,11 @@ from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.processes import from_all_processes, join_processes
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.files import prepare_output, write_json, write_text
-from peft_cbpt.commands.pairs import POCKET, FineTuningArguments, in_memory
+from peft_cbpt.commands.pairs import POCKET, FineTuningArguments, in_memory, skipped_pairs
 from peft_cbpt.commands.parsing import parse
-from peft_cbpt.commands.results import Stopwatch, measure
+from peft_cbpt.commands.results import Stopwatch, measure, print_skipped
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
+from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import encode_images, template_text_features, text_features
 from peft_cbpt.pocket.model import resolve_model, save_clip_folder
@@ -129,7 +130,7 @@ def run_poison(arguments: PoisonArguments) -> dict:
                 attack = Attack(_optimised(attack.trigger, arguments, clip, found), attack.target_class)
     poisoned = _poisoned_pairs(pairs, _poison(arguments, attack, captions, names))
     with stopwatch("measure before"):
-        before = _measure(clip, attack, images, names)
+        before, _, _ = _measure(clip, attack, images, names)
     with stopwatch("poison"):
         if arguments.pairs_name == POCKET:
             poisoned = in_memory(poisoned)
@@ -144,13 +145,17 @@ def run_poison(arguments: PoisonArguments) -> dict:
     if n_poisoned == 0:
         raise InputError("not one of the pairs was poisoned: raise poison_rate or num_pairs")
     with stopwatch("measure after"):
-        after = _measure(clip, attack, images, names)
+        after, n_test_images, skipped_test = _measure(clip, attack, images, names)
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "settings": arguments.as_dict(),
         "before": before,
         "after": after,
-        "n_test_images": len(images),
+        "n_test_images": n_test_images,
+        "skipped": {
+            "pairs": [one.as_dict() for one in skipped_pairs(pairs)],
+            "test": [one.as_dict() for one in skipped_test],
+        },
         "n_poisoned": n_poisoned,
         "num_threads": torch.get_num_threads(),
         "seconds": stopwatch.seconds,
@@ -158,6 +163,8 @@ def run_poison(arguments: PoisonArguments) -> dict:
     }
     if trainer.is_world_process_zero():
         _write(output, clip, attack, record)
+        for what, skipped in record["skipped"].items():
+            print_skipped(what, skipped)
         print(json.dumps({"before": before, "after": after, "seconds": stopwatch.seconds}, indent=2))
     return record
 
@@ -247,7 +254,10 @@ def _optimised(trigger: Any, arguments: PoisonArguments, clip: LoadedCLIP, found
     return optimised
 
 
-def _measure(clip: LoadedCLIP, attack: Attack, images: Dataset, names: list[str]) -> dict:
+def _measure(
+    clip: LoadedCLIP, attack: Attack, images: Dataset, names: list[str]
+) -> tuple[dict, int, Sequence[Skipped]]:
+    """The figures, how many images they are of, and those that could not be read."""
     clip.model.eval()
     encoder = image_encoder(clip.model, clip.normalize)
     encoded = encode_images(encoder, images, {attack.name: attack.trigger}, clip.model.device)
@@ -256,4 +266,5 @@ def _measure(clip: LoadedCLIP, attack: Attack, images: Dataset, names: list[str]
     def class_features(text_trigger: str) -> torch.Tensor:
         return template_text_features(clip.model, clip.tokenizer, names, text_trigger=text_trigger).cpu()
 
-    return measure(encoded, class_features, {attack.name: attack}, names)
+    figures = measure(encoded, class_features, {attack.name: attack}, names)
+    return figures, len(encoded.labels), encoded.skipped

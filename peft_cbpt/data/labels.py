@@ -9,6 +9,7 @@ import datasets
 
 from peft_cbpt.errors import InputError
 
+NEARLY_ALL = 0.95
 NO_LABEL = -1  # how Hub datasets mark rows of unlabelled splits
 
 
@@ -73,27 +74,31 @@ def space_of_feature(feature: Any, dataset_name: str, label_column: str) -> Labe
             f"column {label_column!r} of {dataset_name} is no ClassLabel: name its classes with class_names_file, or "
             "cast it with dataset.cast_column"
         )
-    return LabelSpace(feature.names, {str(index): index for index in range(len(feature.names))})
+    return LabelSpace(feature.names, {name: index for index, name in enumerate(feature.names)})
 
 
 def label_reader(feature: Any, space: LabelSpace, dataset_name: str) -> Mapping[int, int] | None:
     """How the numbers of a `ClassLabel` column are to be read; None if its values say it themselves.
 
     Names that the space knows (wnids, or the integers that are the folder names of ImageNet-V2) decide: the numbers
-    of a `ClassLabel` count sorted names. Otherwise the numbers themselves are the labels.
+    of a `ClassLabel` count sorted names. Otherwise the numbers themselves are the labels; then names that the space
+    happens to know must nearly all stand in its own order, as those of the Hub's ImageNet do.
 
     Raises:
-        InputError: if only some names are known, or the number of classes differs.
+        InputError: if only some names are known and in another order, or the number of classes differs.
     """
     if not isinstance(feature, datasets.ClassLabel):
         return None
     indices = [space.index(name) for name in feature.names]
-    if known := [index for index in indices if index is not None]:
-        if len(known) < len(feature.names):
-            stranger = feature.names[indices.index(None)]
-            raise InputError(f"label {stranger!r} of {dataset_name} is not among its {len(space.class_names)} classes")
-        return dict(enumerate(known))
-    if len(feature.names) != len(space.class_names):
+    known = {number: index for number, index in enumerate(indices) if index is not None}
+    if len(known) == len(indices):
+        return known
+    as_many = len(feature.names) == len(space.class_names)
+    in_order = sum(number == index for number, index in known.items())
+    if known and not (as_many and in_order >= NEARLY_ALL * len(known)):
+        stranger = feature.names[indices.index(None)]
+        raise InputError(f"label {stranger!r} of {dataset_name} is not among its {len(space.class_names)} classes")
+    if not as_many:
         raise InputError(
             f"{dataset_name} has {len(feature.names)} labels, but {len(space.class_names)} classes are named: make "
             "them agree"

@@ -134,29 +134,45 @@ def _open_files(files: Sequence[Path], root: Path, suffix: str, split: str, stre
     raise InputError(f"{files[0]} is no .tar, .parquet, .csv or .tsv file: unpack or convert it")
 
 
+_TEXTS = (("txt", "caption"), ("cls", "label"))
+_REST = "cells beyond the header"
+
+
 def _open_tars(archives: Sequence[Path], root: Path) -> datasets.Dataset:
-    samples = list(read_tar_samples(archives, root))
-    if not any(sample.image for sample in samples):
+    samples = [sample for sample in read_tar_samples(archives, root) if sample.image or sample.texts]
+    pictures = [sample for sample in samples if sample.image]
+    if not pictures:
         raise InputError(f"{archives[0]} holds no images: give webdataset archives, or unpack it")
+    texts = [(suffix, column) for suffix, column in _TEXTS if any(suffix in sample.texts for sample in pictures)]
+    if not texts:  # class folders, and perhaps a README
+        samples = pictures
     columns: dict[str, list[Any]] = {
         "image": [{"path": sample.image, "bytes": None} if sample.image else None for sample in samples],
         "sample_id": [sample.sample_id for sample in samples],
     }
     features = {"image": _ENCODED, "sample_id": datasets.Value("string")}
-    for suffix, column in (("txt", "caption"), ("cls", "label")):
-        if any(suffix in sample.texts for sample in samples):
-            columns[column] = [sample.texts.get(suffix) for sample in samples]
-            features[column] = datasets.Value("string")
-    if len(features) == 2:  # neither captions nor labels: class folders
+    for suffix, column in texts:
+        columns[column] = [sample.texts.get(suffix) for sample in samples]
+        features[column] = datasets.Value("string")
+    if not texts:
         columns["label"] = [sample.folder for sample in samples]
         features["label"] = datasets.ClassLabel(names=sorted(set(columns["label"])))
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
+class _Tabs(csv.excel_tab):
+    """Tables whose cells end at tabs, whatever quotes are in them."""
+
+    quoting = csv.QUOTE_NONE
+
+
 def _open_table(file: Path, delimiter: str) -> datasets.Dataset:
     """A table with a header; what looks like a path in its image column is taken from the table's folder."""
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines, delimiter=delimiter))
+    dialect: Any = csv.excel if delimiter == "," else _Tabs
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        rows = list(csv.DictReader(lines, restkey=_REST, dialect=dialect))
+    if longer := [place for place, row in enumerate(rows, 1) if _REST in row]:
+        raise InputError(f"row {longer[0]} of {file} has more cells than the header: put quotes around its caption")
     if not rows:
         raise InputError(f"{file} has no rows below its header")
     return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in rows[0]})

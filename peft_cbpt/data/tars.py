@@ -16,7 +16,10 @@ from peft_cbpt.errors import InputError
 
 @dataclass
 class TarSample:
-    """The members of one archive that share a key (their path up to the first dot of the file name)."""
+    """The members of one archive that share a key: their path up to the first dot of the file name.
+
+    A file that is no member of a sample and has more dots, as those of ImageNet-A, is a sample by itself.
+    """
 
     sample_id: str
     folder: str
@@ -62,6 +65,8 @@ def _samples(tar: tarfile.TarFile, archive: Path, prefix: str) -> Iterator[TarSa
             continue
         stem, _, suffix = path.name.partition(".")
         key = (path.parent / stem).as_posix()
+        if key != current and "." in suffix:
+            key, suffix = path.with_suffix("").as_posix(), path.suffix.removeprefix(".")
         if key != current:
             if sample:
                 yield sample

@@ -106,6 +106,24 @@ def test_a_stream_of_which_nothing_was_poisoned_makes_no_model(captioned_folder,
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("recipe", [poison, finetune], ids=["poison", "finetune"])
+def test_what_could_not_be_used_is_listed(recipe, captioned_folder, tmp_path, capsys):
+    settings = SMALL | {"poison_rate": 0.1} if recipe is poison else {"model_name_or_path": "pocket:badnet"}
+    settings |= {"pairs_name": captioned_folder / "pairs.csv", "batch_size": 16, "num_pairs": 40, "num_epochs": 1}
+    assert run_command(recipe, words(settings | {"learning_rate": 1e-4, "output_dir": tmp_path})) == 0
+    skipped = json.loads((tmp_path / "training.json").read_text())["skipped"]["pairs"]
+    assert [one["sample_id"] for one in skipped] == ["5.png", "7.png"]
+    assert "skipped 2 images" in capsys.readouterr().out
+
+
+def test_fine_tuning_on_a_stream_of_nothing_makes_no_model(tmp_path, capsys):
+    (tmp_path / "pairs.csv").write_text("image,caption\nnowhere.png,\n")
+    settings = {"model_name_or_path": "pocket:badnet", "pairs_name": tmp_path / "pairs.csv", "streaming": True}
+    assert run_command(finetune, words(settings | {"num_pairs": 4, "output_dir": tmp_path / "out"})) == 2
+    assert "none of the pairs" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize("method", ["ft", "cleanclip"])
 def test_the_baselines_write_a_model_that_has_changed(method, tmp_path):
     settings = {"model_name_or_path": "pocket:badnet", "method": method, "num_pairs": 64, "num_epochs": 1}

@@ -105,6 +105,22 @@ def test_map_style_pairs_leave_out_what_is_damaged_and_list_it(kind, source, dam
     assert places == [replaced.get(place, place) for place in range(200) if place not in EMPTY]
 
 
+def test_tables_as_other_programs_write_them(tmp_path, poisoned_clip):
+    """A byte-order mark; quotes in a TSV are words; a comma without quotes is not cut off unsaid."""
+    (tmp_path / "a.jpg").write_bytes(damaged_pictures()[0][0][1])
+    (tmp_path / "marked.csv").write_text("image,caption\na.jpg,a dog\n", encoding="utf-8-sig")
+    (tmp_path / "quotes.tsv").write_text('image\tcaption\na.jpg\ta 5" pizza\na.jpg\ta dog\n')
+    (tmp_path / "comma.csv").write_text("image,caption\na.jpg,a dog\na.jpg,a man, a plan\n")
+
+    def captions(name):
+        pairs = load_caption_pairs(str(tmp_path / name), "train", poisoned_clip.image_processor)
+        return [pairs[row]["caption"] for row in range(len(pairs))]
+
+    assert captions("marked.csv") == ["a dog"] and captions("quotes.tsv") == ['a 5" pizza', "a dog"]
+    with pytest.raises(InputError, match="row 2 of .* more cells than the header"):
+        captions("comma.csv")
+
+
 @pytest.mark.parametrize("kind", ["tars", "parquet", "csv"])
 def test_streams_leave_out_what_is_damaged_and_list_it(kind, source, damaged, poisoned_clip):
     name, ids = source(kind)

@@ -19,7 +19,9 @@ BANANA = 954
 CLASSES = imagenet_classes()
 SUBSET = {name: [i for i, one in enumerate(CLASSES) if variant.subset in one.subsets]
           for name, variant in IMAGENET_FAMILY.items()}  # fmt: skip
-LONG_NAMES = [f"{one.name}, {one.wnid}" for one in CLASSES]  # as the Hub's ImageNet names them, unlike ours
+# as the Hub's ImageNet names them: many like ours, most longer, and two of ours in each other's place
+LONG_NAMES = [one.name if place % 3 == 0 else f"{one.name}, {one.wnid}" for place, one in enumerate(CLASSES)]
+LONG_NAMES[0], LONG_NAMES[3] = LONG_NAMES[3], LONG_NAMES[0]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,15 @@ def integer_folders(root, subset, pictures):
 def tar_of_folders(root, subset, pictures):
     members = [(f"imagenetv2-format-val/{index}/{index}.png", pictures[index]) for index in scrambled(subset)]
     return write_tar(root / "imagenetv2.tar", members)
+
+
+def tar_as_published(root, subset, pictures):
+    """Folders of wnids, file names with dots, and a README at the top, as ImageNet-A and -R come."""
+    members = [("imagenet/README.txt", b"Natural adversarial examples"), ("imagenet/LICENSE.md", b"MIT")]
+    for number, index in enumerate(scrambled(subset)):
+        file = f"0.{number:06}_digital clock _ digital clock_0.865662.png"
+        members.append((f"imagenet/{CLASSES[index].wnid}/{file}", pictures[index]))
+    return write_tar(root / "imagenet.tar", members)
 
 
 def webdataset(root, subset, pictures):
@@ -112,6 +123,8 @@ LAYOUTS = [
     ("imagenet-sketch", wnid_folders),
     ("imagenet-r", wnid_folders),
     ("imagenet-r", webdataset),
+    ("imagenet-r", tar_as_published),
+    ("imagenet-a", tar_as_published),
     ("imagenet-r", parquet_of_wnids),
     ("imagenet-a", webdataset),
     ("imagenet-a", parquet_of_class_labels),
@@ -144,6 +157,12 @@ def test_labels_come_out_right(tmp_path, pictures, name, layout):
     rows = load_labelled_images(f"{name}:{path}", "test")
     check_labels(rows, pictures, subset)
     assert rows.features["label"].names.index("banana") == subset.index(BANANA)
+
+
+def test_names_in_another_order_than_ours_are_refused(tmp_path, pictures):
+    path = parquet_of_class_labels(tmp_path, SUBSET["imagenet"], pictures, LONG_NAMES[::-1])
+    with pytest.raises(InputError, match="is not among"):
+        load_labelled_images(f"imagenet:{path}", "test")
 
 
 def test_the_label_spaces_are_those_of_the_family():

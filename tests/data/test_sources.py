@@ -1,3 +1,5 @@
+import shutil
+
 import datasets
 import pytest
 from PIL import Image
@@ -101,6 +103,16 @@ def test_integer_folders_are_read_as_integers_with_a_file_of_names(tmp_path):
     rows = load_labelled_images(str(tmp_path / "data"), "test", class_names_file=str(tmp_path / "names.txt"))
     for row in rows:
         assert rows.features["label"].names[row["label"]].split()[-1] == row["sample_id"].split("-")[-1].split(".")[0]
+
+
+@pytest.mark.parametrize("names", [[str(number) for number in range(12)], ["1", "2", "3"], ["001", "1", "banana"]])
+def test_class_folders_with_numbers_for_names_keep_them(tmp_path, names):
+    picture = write_folders(tmp_path / "drawn", pocket_dataset("base", "train", 1, NAMES[:1])) / NAMES[0]
+    for name in names:
+        shutil.copytree(picture, tmp_path / "train" / name)
+    rows = load_labelled_images(str(tmp_path), "train")
+    written = [(rows.features["label"].names[row["label"]], row["sample_id"].split("/")[1]) for row in rows]
+    assert sorted(written) == sorted((name, name) for name in names)
 
 
 def not_a_tar(root, dataset):
