@@ -1,8 +1,8 @@
 """Other people's CLIP checkpoints to transformers folders, and back to OpenAI's layout."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Checkpoint:
     config: CLIPConfig
     architecture: str
     folder: Path | None = None
+    normalization: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """`image_mean` and `image_std` where a checkpoint has others than OpenAI's."""
 
     @property
     def activation(self) -> str:
@@ -69,18 +71,20 @@ def read_checkpoint(source: str, activation: str | None = None, allow_unsafe: bo
         raise InputError(f"there is no checkpoint {source}: give a file or a folder")
     if path.is_dir() and (path / "config.json").is_file():
         return _read_transformers(path, activation, allow_unsafe)
-    said = activation
+    said: str | None = activation
+    normalization: dict[str, list[float]] = {}
     if path.is_dir():
         if not (path / OPEN_CLIP_CONFIG).is_file():
             raise InputError(
                 f"the folder {source} has no config.json or {OPEN_CLIP_CONFIG}: give the checkpoint's file"
             )
-        said = activation or _open_clip_activation(path / OPEN_CLIP_CONFIG)
+        found, normalization = _open_clip_settings(path / OPEN_CLIP_CONFIG)
+        said = activation or found
         path = _weight_files(path)[0]
     weights = read_weights(path, allow_unsafe)
     if any(name.startswith("vision_model.") for name in weights):
         weights = to_openai(weights)
-    return checkpoint_of(weights, said or DEFAULT_ACTIVATION, str(path))
+    return replace(checkpoint_of(weights, said or DEFAULT_ACTIVATION, str(path)), normalization=normalization)
 
 
 def checkpoint_of(
@@ -175,7 +179,7 @@ def save_transformers(
             f"the tokenizer has {len(tokenizer)} entries and the weights {text.vocab_size}: give the --tokenizer that "
             "the model was trained with"
         )
-    image_processor = _image_processor(checkpoint.folder, vision.image_size)
+    image_processor = _image_processor(checkpoint, vision.image_size)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor.save_pretrained(folder)
@@ -186,10 +190,12 @@ def save_openai(folder: Path, checkpoint: Checkpoint) -> None:
     save_file({name: value.contiguous() for name, value in checkpoint.weights.items()}, folder / OPENAI_FILE)
 
 
-def _image_processor(folder: Path | None, side: int) -> CLIPImageProcessorPil:
+def _image_processor(checkpoint: Checkpoint, side: int) -> CLIPImageProcessorPil:
     """The folder's own, or CLIP's at the model's resolution where there is none."""
+    folder = checkpoint.folder
     if folder is None or not any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
-        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        size, crop = {"shortest_edge": side}, {"height": side, "width": side}
+        return CLIPImageProcessorPil(size=size, crop_size=crop, **checkpoint.normalization)  # type: ignore[arg-type]
     try:
         return CLIPImageProcessorPil.from_pretrained(folder)
     except Exception as error:  # damaged files raise errors of many kinds
@@ -223,11 +229,14 @@ def _weight_files(folder: Path) -> list[Path]:
     raise InputError(f"the folder {folder} holds no weights (model.safetensors or pytorch_model.bin)")
 
 
-def _open_clip_activation(file: Path) -> str:
+def _open_clip_settings(file: Path) -> tuple[str, dict[str, list[float]]]:
+    """Activation, and mean and standard deviation of the pixels where they are said."""
     try:
-        model = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
-        return "quick_gelu" if model.get("quick_gelu") else "gelu"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        images = content.get("preprocess_cfg", {})
+        normalization = {f"image_{name}": list(images[name]) for name in ("mean", "std") if name in images}
+        return "quick_gelu" if content["model_cfg"].get("quick_gelu") else "gelu", normalization
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"cannot read {file}: {type(error).__name__}; give the weights' file instead") from error
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -146,7 +147,9 @@ def _with_adapter(name: str, base: LoadedCLIP) -> LoadedCLIP:
 
 def _attach(name: str, clip: LoadedCLIP) -> PeftModel:
     try:
-        return PeftModel.from_pretrained(clip.model, resolve_model(name))
+        with warnings.catch_warnings():  # an adapter whose weights find no place would be the plain model
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(clip.model, resolve_model(name))
     except Exception as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(

@@ -68,6 +68,9 @@ class PoisonArguments(FineTuningArguments):
     patch_images: int = field(default=1920, metadata={"help": "Images the patch is optimised on."})
     dataset_name: str = field(default="pocket:base", metadata={"help": "Test images, with the target among them."})
     test_split: str = field(default="test", metadata={"help": "Split of the test images."})
+    test_image_column: str = field(default="image", metadata={"help": "Column of images of the test set."})
+    label_column: str = field(default="label", metadata={"help": "Column of labels of the test set."})
+    class_names_file: str | None = field(default=None, metadata={"help": "Names of classes whose labels are numbers."})
     test_images_per_class: int = field(default=5, metadata={"help": "Test images the pocket world draws per class."})
 
     def __post_init__(self) -> None:
@@ -110,6 +113,9 @@ def run_poison(arguments: PoisonArguments) -> dict:
             arguments.dataset_name,
             arguments.test_split,
             num_classes=arguments.num_classes,
+            image_column=arguments.test_image_column,
+            label_column=arguments.label_column,
+            class_names_file=arguments.class_names_file,
             images_per_class=arguments.test_images_per_class,
         )
         names = list(test.features["label"].names)

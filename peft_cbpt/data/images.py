@@ -107,6 +107,9 @@ def open_labelled(
             image_column, label_column = place.image_column, place.label_column
         else:
             rows = open_source(place, split, streaming)
+            known = [copy.label_column for copy in variant.copies]
+            columns = rows.column_names or []
+            label_column = next((one for one in (label_column, *known) if one in columns), label_column)
     else:
         rows = open_source(name, split, streaming)
     columns = rows.column_names or list(next(iter(rows)))

@@ -19,6 +19,7 @@ from peft_cbpt.pocket.model import resolve_model
 from tests.clip.published_clips import TINY, tiny_architectures, tiny_weights  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("tiny_architectures")
+OPEN_CLIP_IMAGES = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]}
 TOKENIZER = resolve_model("pocket:clean")
 
 
@@ -93,7 +94,9 @@ def open_clip_file(weights, tmp_path):
 
 def open_clip_folder(weights, tmp_path):
     torch.save(weights, tmp_path / "open_clip_pytorch_model.bin")
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": {"quick_gelu": True}, "preprocess_cfg": OPEN_CLIP_IMAGES})
+    )
     return [tmp_path]
 
 
@@ -152,6 +155,9 @@ def test_published_checkpoints_become_folders(kind, name, tmp_path, capsys):
     clip = load_clip(str(tmp_path / "out"))
     assert clip.model.config.text_config.hidden_act == activation and clip.model.config.model_type.startswith("clip")
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+    if kind == "OpenCLIP folder":
+        processor = clip.image_processor
+        assert {"mean": list(processor.image_mean), "std": list(processor.image_std)} == OPEN_CLIP_IMAGES
     if kind != "OpenAI":  # half precision
         expected = build_model(checkpoint_of(weights, activation)).state_dict()
         for key, value in clip.model.state_dict().items():

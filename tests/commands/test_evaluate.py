@@ -2,11 +2,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import ClassLabel, Image
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from peft_cbpt import CBPTConfig
 from peft_cbpt.cli import main
@@ -80,6 +82,13 @@ def test_every_kind_of_classifier_in_one_table(run, adapters):
     assert set(cells["pocket:base", "template", "clean"]["per_class"]) == set(FEW_CLASSES)
     table = printed.out
     assert table.count("pocket:v2@other") == 8 and "ASR (published)" in table and "top-5" in table
+
+
+def test_an_adapter_whose_weights_find_no_place_is_refused(run, adapters):
+    file = Path(adapters[1]) / "adapter_model.safetensors"
+    save_file({f"clip.{name}": value for name, value in load_file(file).items()}, file)
+    code, _, printed = run(**SMALL, classifiers=["template", adapters[1]])
+    assert code == 2 and "cannot load the adapter" in printed.err
 
 
 def test_finished_cells_are_not_computed_again(run, monkeypatch, tmp_path):

@@ -90,6 +90,14 @@ def parquet_of_wnids(root, subset, pictures):
     return root
 
 
+def parquet_with_a_column_of_wnids(root, subset, pictures):
+    """As axiong/imagenet-r is downloaded."""
+    order = scrambled(subset)
+    columns = {"image": encoded_column(order, pictures), "wnid": [CLASSES[index].wnid for index in order]}
+    write_parquet(root / "data" / "test-00000-of-00001.parquet", columns, image=datasets.Image())
+    return root
+
+
 def parquet_of_class_labels(root, subset, pictures, names=None):
     order = scrambled(subset)
     columns = {"image": encoded_column(order, pictures), "label": [subset.index(index) for index in order]}
@@ -126,6 +134,7 @@ LAYOUTS = [
     ("imagenet-r", tar_as_published),
     ("imagenet-a", tar_as_published),
     ("imagenet-r", parquet_of_wnids),
+    ("imagenet-r", parquet_with_a_column_of_wnids),
     ("imagenet-a", webdataset),
     ("imagenet-a", parquet_of_class_labels),
 ]
