@@ -27,7 +27,7 @@ HEAD = """# Results
 
 Written by `python recipes/benchmark.py`; every cell is stored with its settings, date and versions in `{cells}`.
 Means and standard deviations over seeds; each has a poisoned model, shots and a training of its own. A dash marks what
-was not run yet.{quick}
+was not run yet. The attacks' target is {target}.{quick}
 """
 QUICK = " **This is the quick variant: smaller jobs, one seed, one attack.**"
 
@@ -75,15 +75,20 @@ def benchmark(argv: Sequence[str]) -> None:
     pictures = prepare_output(str(page.parent / "images" / "results"))
     chosen = [one for one in experiments if not arguments.experiments or one.name in arguments.experiments]
     jobs = [] if arguments.render_only else [(one, *job) for one in chosen for job in _cells(one, arguments)]
+    test_sets: dict[str, set[str]] = {}  # of all experiments that share a cell, so that it is run once
+    for experiment in experiments:
+        for _, cell in _cells(experiment, arguments):
+            test_sets.setdefault(cell.key, set()).update(experiment.test_sets)
     alike = {replace(cell, attack="", seed=0, poison={}).key: cell for _, _, cell in jobs}
     for cell in alike.values():
         check_cell(cell)
     try:
         for place, (experiment, row, cell) in enumerate(jobs, 1):
             if read_cell(cells_folder, cell, experiment.test_sets) is None:
+                wanted = sorted(test_sets[cell.key])
                 print(f"[{place} of {len(jobs)}] {experiment.name}: {row} on {cell.model}", flush=True)
                 model = model_of(cell, Path(arguments.models), Path(arguments.poison_configs))
-                compute_cell(cell, model, experiment.test_sets, Path(arguments.cache_dir), cells_folder)
+                compute_cell(cell, model, wanted, Path(arguments.cache_dir), cells_folder)
         for experiment in chosen:
             if experiment.picture == "report" and not arguments.render_only:
                 _draw_report(experiment, arguments, pictures)
@@ -99,6 +104,8 @@ def _read_experiments(arguments: BenchmarkArguments) -> list[Experiment]:
         known = ", ".join(names) or "none"
         raise InputError(f"no experiment {unknown[0]!r} in {arguments.configs}; there are: {known}")
     changes: dict[str, Any] = {"attacks": arguments.attacks} if arguments.attacks else {}
+    if len(set(arguments.seeds)) < len(arguments.seeds):
+        raise InputError(f"seeds {arguments.seeds} name one twice: name every seed once")
     changes |= {"seeds": arguments.seeds} if arguments.seeds else {}
     changes |= {"paper": {}} if arguments.attacks else {}
     return [replace(read_experiment(file, arguments.quick), **changes) for file in files]
@@ -117,11 +124,10 @@ def _cells(experiment: Experiment, arguments: BenchmarkArguments) -> Iterator[tu
 
 def _draw_report(experiment: Experiment, arguments: BenchmarkArguments, pictures: Path) -> None:
     """Grad-CAM and the map of embeddings for the last row's first model, if they are not there."""
-    targets = {name: pictures / f"{experiment.name}-{name}.png" for name in REPORT_PICTURES}
+    cell = _reported_cell(experiment, arguments)
+    targets = {name: pictures / _picture_name(experiment, cell, name) for name in REPORT_PICTURES}
     if all(file.is_file() for file in targets.values()):
         return
-    row = list(experiment.rows)[-1]
-    cell = next(one for label, one in _cells(experiment, arguments) if label == row)
     model = model_of(cell, Path(arguments.models), Path(arguments.poison_configs))
     with TemporaryDirectory() as folder:
         options = purify_options(cell, model, Path(arguments.cache_dir), Path(folder))
@@ -131,8 +137,18 @@ def _draw_report(experiment: Experiment, arguments: BenchmarkArguments, pictures
             write_bytes(target, (Path(folder) / "report" / f"{name}.png").read_bytes())
 
 
+def _reported_cell(experiment: Experiment, arguments: BenchmarkArguments) -> Cell:
+    row = list(experiment.rows)[-1]
+    return next(cell for label, cell in _cells(experiment, arguments) if label == row)
+
+
+def _picture_name(experiment: Experiment, cell: Cell, name: str) -> str:
+    return f"{experiment.name}-{name}-{cell.key[:8]}.png"
+
+
 def _page(experiments: Sequence[Experiment], arguments: BenchmarkArguments, cells: Path, pictures: Path) -> str:
-    head = HEAD.format(cells=arguments.output_dir, quick=QUICK if arguments.quick else "")
+    quick = QUICK if arguments.quick else ""
+    head = HEAD.format(cells=arguments.output_dir, target=arguments.target_class, quick=quick)
     return "\n".join([head, *(_section(one, arguments, cells, pictures) for one in experiments)])
 
 
@@ -146,13 +162,15 @@ def _section(experiment: Experiment, arguments: BenchmarkArguments, folder: Path
         columns, n_wanted, paper = experiment.test_sets, n_wanted * len(columns), {}
     grid = _grid(experiment, stored)
     text = [f"## {experiment.title}", experiment.about.strip(), markdown_tables(grid, columns, n_wanted, paper)]
-    if any(found for of_row in grid.values() for found in of_row.values()):
-        if experiment.picture == "lines":
-            write_bytes(pictures / f"{experiment.name}.png", png_bytes(lines_figure(grid, columns)))
-        elif experiment.picture in ("bars", "domains"):
-            write_bytes(pictures / f"{experiment.name}.png", png_bytes(bars_figure(grid, columns)))
-    names = sorted(file.name for file in pictures.glob(f"{experiment.name}*.png"))
-    text += [f"![{experiment.title}](images/results/{name})" for name in names]
+    names = []
+    if experiment.picture == "report":
+        cell = _reported_cell(experiment, arguments)
+        names = [_picture_name(experiment, cell, name) for name in REPORT_PICTURES]
+    elif experiment.picture and any(found for of_row in grid.values() for found in of_row.values()):
+        draw = lines_figure if experiment.picture == "lines" else bars_figure
+        names = [f"{experiment.name}.png"]
+        write_bytes(pictures / names[0], png_bytes(draw(grid, columns)))
+    text += [f"![{experiment.title}](images/results/{name})" for name in names if (pictures / name).is_file()]
     return "\n\n".join([part for part in text if part] + [_costs(experiment, stored)]) + "\n"
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
+from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.clip.versions import package_versions
 from peft_cbpt.commands.evaluate import CLEAN, EVALUATION_FILE, evaluate
 from peft_cbpt.commands.experiments import POCKET_PREFIX, Cell
@@ -48,8 +51,8 @@ def model_of(cell: Cell, models: Path, poison_configs: Path) -> str:
     return str(folder)
 
 
-def compute_cell(cell: Cell, model: str, test_sets: Sequence[str], cache_dir: Path, folder: Path) -> dict[str, Any]:
-    """Defend the model as the cell says, measure it, store the cell below `folder` and return it."""
+def compute_cell(cell: Cell, model: str, test_sets: Sequence[str], cache_dir: Path, folder: Path) -> None:
+    """Defend the model as the cell says, measure it, and store the cell below `folder`."""
     stopwatch = Stopwatch()
     with TemporaryDirectory() as name:
         work = Path(name)
@@ -63,12 +66,12 @@ def compute_cell(cell: Cell, model: str, test_sets: Sequence[str], cache_dir: Pa
         "figures": figures,
         "suspects": suspects,
         "seconds": stopwatch.seconds,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": package_versions(),
     }
     (folder / cell.file).parent.mkdir(parents=True, exist_ok=True)
     write_json(folder / cell.file, stored)
-    return stored
 
 
 def check_cell(cell: Cell) -> None:
@@ -82,6 +85,10 @@ def check_cell(cell: Cell) -> None:
         parse([PurifyArguments, CBPTTrainingArguments], purify_options(cell, "model", nowhere, nowhere), "")
     elif cell.method != "none":
         parse([FinetuneArguments], _finetune_options(cell, "model", nowhere), "")
+    if cell.attack.startswith(POCKET_PREFIX):
+        shipped = read_attack(TRIGGER_FOR.get(cell.attack, cell.attack)).target_class
+        if shipped != cell.target_class:
+            raise InputError(f"{cell.attack} aims at {shipped!r}, not at {cell.target_class!r}: leave that attack out")
     test = load_labelled_images(cell.data["dataset_name"], "test", num_classes=cell.data.get("num_classes"))
     if cell.target_class not in (names := test.features["label"].names):
         raise InputError(f"target_class is one of the {len(names)} classes measured, not {cell.target_class!r}")

@@ -125,15 +125,8 @@ def run_poison(arguments: PoisonArguments) -> dict:
         clip.model.to(state.device)
         pairs = arguments.open_pairs("poison", clip.image_processor)
         images = LabelledImages(test, clip.image_processor)
-    captions: Sequence[str] = ()
-    optimises = isinstance(attack.trigger, OptimisedPatch) and not attack.trigger.patch
-    if optimises or arguments.captions == "natural":
-        with stopwatch("find the target's pairs"):
-            found = _target_pairs(arguments, clip, names)
-        captions = [row["caption"] for row in found.of_target] if arguments.captions == "natural" else ()
-        if optimises:
-            with stopwatch("optimise the patch"):
-                attack = Attack(_optimised(attack.trigger, arguments, clip, found), attack.target_class)
+    with stopwatch("prepare the attack"):
+        attack, captions = prepare_attack(arguments, clip, names)
     poisoned = _poisoned_pairs(pairs, _poison(arguments, attack, captions, names))
     with stopwatch("measure before"):
         before, _, _ = _measure(clip, attack, images, names)
@@ -183,6 +176,21 @@ def _write(output: Path, clip: LoadedCLIP, attack: Attack, record: dict) -> None
     figures = record["after"]["attacks"][attack.name] | {"clean_accuracy": record["after"]["clean_accuracy"]}
     write_text(output / "README.md", CARD.format(attack=attack.name, target=attack.target_class, **figures))
     write_json(output / TRAINING_FILE, record)
+
+
+def prepare_attack(
+    arguments: PoisonArguments, clip: LoadedCLIP, class_names: Sequence[str]
+) -> tuple[Attack, Sequence[str]]:
+    """The attack, its patch optimised if it has one, and the natural captions to poison with, if they are wanted."""
+    attack, captions = _attack(arguments), list[str]()
+    optimises = isinstance(attack.trigger, OptimisedPatch) and not attack.trigger.patch
+    if optimises or arguments.captions == "natural":
+        found = _target_pairs(arguments, clip, class_names)
+        if arguments.captions == "natural":
+            captions = [row["caption"] for row in found.of_target]
+        if optimises:
+            attack = Attack(_optimised(attack.trigger, arguments, clip, found), attack.target_class)
+    return attack, captions
 
 
 def _attack(arguments: PoisonArguments) -> Attack:

@@ -105,6 +105,7 @@ def gather(output: Path) -> dict:
     for file in sorted(output.glob(f"*/{TRAINING_FILE}")):
         record = json.loads(file.read_text())
         (result,) = record["after"]["attacks"].values()
+        (clean_result,) = record["before"]["attacks"].values()
         settings = record["settings"]
         models.append(
             {
@@ -113,9 +114,11 @@ def gather(output: Path) -> dict:
                 "target_class": settings["target_class"],
                 "poison_rate": settings["poison_rate"],
                 "clean_accuracy_before": record["before"]["clean_accuracy"],
+                "robust_accuracy_before": clean_result["robust_accuracy"],
                 "clean_accuracy": record["after"]["clean_accuracy"],
                 **result,
                 "seconds": round(sum(record["seconds"].values())),
+                "num_threads": record.get("num_threads"),
                 "date": record["date"],
                 "settings": settings,
                 "versions": record["versions"],
@@ -125,10 +128,10 @@ def gather(output: Path) -> dict:
 
 
 def _print_table(table: dict) -> None:
-    print(f"{'attack':<10} {'seed':>4} {'rate %':>6} {'CA %':>6} {'clean CLIP %':>12} {'ASR %':>6} {'minutes':>7}")
+    print("| attack | seed | poison rate | clean accuracy | attack success | clean CLIP under the trigger | minutes |")
+    print("|---|---|---|---|---|---|---|")
     for model in table["models"]:
-        print(
-            f"{model['attack']:<10} {model['seed']:>4} {100 * model['poison_rate']:>6.1f} "
-            f"{100 * model['clean_accuracy']:>6.1f} {100 * model['clean_accuracy_before']:>12.1f} "
-            f"{100 * model['attack_success_rate']:>6.1f} {model['seconds'] / 60:>7.1f}"
-        )
+        shares = [model[name] for name in ("clean_accuracy", "attack_success_rate", "robust_accuracy_before")]
+        figures = " | ".join(f"{100 * share:.1f}" for share in shares)
+        minutes = f"{model['seconds'] / 60:.1f}"
+        print(f"| {model['attack']} | {model['seed']} | {100 * model['poison_rate']:.2f} | {figures} | {minutes} |")

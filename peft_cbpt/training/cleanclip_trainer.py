@@ -39,7 +39,7 @@ class CleanCLIPCollator:
     Args:
         tokenizer: Of the model.
         normalize: Of the model.
-        seed: Seed of the augmentations, with the sample's id.
+        seed: Seed of the augmentations: of a caption with its sample's id, of images with that of the batch's first.
         rate: Share of words that each text operation touches; 0.1 in the paper's code.
     """
 
@@ -61,7 +61,9 @@ class CleanCLIPCollator:
             augment_caption(row["caption"], self.rate, random.Random(int(draw.integers(2**32))))
             for row, draw in zip(rows, draws, strict=True)
         ]
-        views = self._augment_images(pixels).clamp(0, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(draws[0].integers(2**32)))
+            views = torch.cat([self._augment_images(image[None]) for image in pixels]).clamp(0, 1)
         collate = ContrastiveCollator(self.tokenizer, self.normalize)
         batch = collate([row | {"pixel_values": image} for row, image in zip(rows, pixels, strict=True)])
         augmented = collate(

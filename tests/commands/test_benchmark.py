@@ -120,6 +120,18 @@ def test_cells_are_stored_shown_and_not_run_again(run, tmp_path, capsys):
     assert column((tmp_path / "page.md").read_text(), "Attack success rate (%)")["CBPT"] == asr
 
 
+def test_grad_cam_and_the_map_are_drawn_for_a_model_in_a_folder(run, tmp_path):
+    content = yaml.safe_load(TINY) | {"picture": "report", "seeds": [0], "attacks": ["badnet"]}
+    (tmp_path / "configs" / "tiny.yaml").write_text(yaml.safe_dump(content))
+    poison = {"trigger": "badnet", "num_pairs": 32, "num_epochs": 1, "poison_rate": 0.1, "test_images_per_class": 1}
+    (tmp_path / "poison_badnet.yaml").write_text(yaml.safe_dump(poison))
+    assert run("--models", str(tmp_path / "zoo"), "--poison_configs", str(tmp_path)) == 0
+    assert (tmp_path / "zoo" / "badnet-banana-seed0" / "training.json").is_file()
+    page = (tmp_path / "page.md").read_text()
+    pictures = re.findall(r"\(images/results/(.*?)\)", page)
+    assert len(pictures) == 2 and all((tmp_path / "images" / "results" / name).is_file() for name in pictures)
+
+
 def test_a_damaged_cell_and_one_without_a_test_set_are_run_again(run, tmp_path, capsys):
     assert run("--quick") == 0
     (file,) = (tmp_path / "cells").glob("*/none-*.json")
@@ -155,9 +167,22 @@ def test_wrong_experiments_are_refused(run, tmp_path, capsys, change, complaint)
 
 
 def test_a_target_that_is_not_measured_is_refused_before_anything_runs(run, tmp_path, capsys):
+    (tmp_path / "configs" / "tiny.yaml").write_text(TINY.replace("pocket:badnet", "badnet"))
     assert run("--target_class", "wind chime") == 2
     assert "one of the 4 classes measured" in capsys.readouterr().err
     assert not list((tmp_path / "cells").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        (["--target_class", "cyclone"], "aims at 'banana', not at 'cyclone'"),
+        (["--seeds", "0", "0"], "name one twice"),
+    ],
+)
+def test_runs_that_would_be_mislabelled_are_refused(run, capsys, options, complaint):
+    assert run(*options) == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_an_unknown_experiment_is_refused(run, capsys):

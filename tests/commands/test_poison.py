@@ -14,6 +14,7 @@ from PIL import Image
 from peft_cbpt.attacks import TRIGGERS
 from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.clip.loading import load_clip
+from peft_cbpt.commands.contact_sheet import contact_sheet
 from peft_cbpt.commands.finetune import finetune
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.poison import poison
@@ -205,6 +206,14 @@ def test_the_zoo_makes_what_is_missing_only(small_configs, tmp_path, capsys):
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"num_epochs": 2}))
     assert run_command(zoo, [*options, "--attacks", "sig", "--seeds", "1"]) == 2
     assert "was made with num_epochs 1, not 2" in capsys.readouterr().err
+
+
+def test_the_contact_sheet_is_drawn_from_the_zoos_settings(small_configs, tmp_path):
+    options = [f"--configs={small_configs}", f"--output={tmp_path / 'sheet.png'}", "--attacks", "sig", "badclip"]
+    assert run_command(contact_sheet, options) == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert min(sheet.size) > 200
+    assert run_command(contact_sheet, [*options, "--classes", "zzz"]) == 2
 
 
 def test_every_class_makes_one_folder():
