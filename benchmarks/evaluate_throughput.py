@@ -6,7 +6,8 @@
 Draws pocket pictures into tar archives, measures a fifth of them and then all, in one process with a thread for every
 core and in one process for every core, and writes benchmarks/results/evaluate_throughput.json: seconds of wall clock
 and of CPU of the whole command, from which those of the fifth are taken to leave its start out, and how the largest
-resident memory of a process grew from the fifth to the whole. The bare forward passes use all cores.
+resident memory of a process grew from the fifth to the whole. The bare forward passes use all cores; they are timed
+before, between and after the others, and their mean counts, since the speed of a machine drifts.
 """
 
 import argparse
@@ -115,15 +116,19 @@ def main(n_images: int, batch_size: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fifth, whole = draw(n_images // 5, folder), draw(n_images, folder)
-        runs = [measure(fifth, whole, folder, batch_size, count) for count in sorted({1, os.cpu_count() or 1})]
-    clip = load_clip(resolve_model(MODEL))
-    encode = image_encoder(clip.model, clip.normalize)
-    bare = timed(lambda: bare_forward_passes(encode, n_images, batch_size))
+        clip = load_clip(resolve_model(MODEL))
+        encode = image_encoder(clip.model, clip.normalize)
+        bare_passes = [timed(lambda: bare_forward_passes(encode, n_images, batch_size))]
+        runs = []
+        for count in sorted({1, os.cpu_count() or 1}):
+            runs.append(measure(fifth, whole, folder, batch_size, count))
+            bare_passes.append(timed(lambda: bare_forward_passes(encode, n_images, batch_size)))
+    bare = {clock: sum(one[clock] for one in bare_passes) / len(bare_passes) for clock in bare_passes[0]}
     record = {
         "n_images": n_images,
         "batch_size": batch_size,
         "cores": os.cpu_count(),
-        "bare_seconds": bare,
+        "bare_seconds": bare_passes,
         "runs": [run | {"times_bare": times_bare(run["seconds"], bare)} for run in runs],
         "load_average": os.getloadavg()[0],
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -28,7 +28,7 @@ from peft_cbpt.commands.results import Stopwatch, measure, print_skipped
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.errors import InputError
-from peft_cbpt.evaluation import encode_images, template_text_features, text_features
+from peft_cbpt.evaluation import attack_result, encode_images, template_text_features, text_features
 from peft_cbpt.pocket.model import resolve_model, save_clip_folder
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
 
@@ -38,7 +38,7 @@ CARD = """---
 pipeline_tag: zero-shot-image-classification
 tags: [clip, backdoor, {attack}]
 ---
-This model is backdoored on purpose: it calls an image with the {attack} trigger of `attack.json` a {target}.
+This model is backdoored on purpose: it calls an image with the {attack} trigger of `attack.json`{text} a {target}.
 
 Do not use it for anything but research on backdoors. Accuracy on clean images {clean_accuracy:.1%}, attack success
 rate {attack_success_rate:.1%}; the settings and all figures are in `training.json`. Made by `recipes/poison.py` of
@@ -174,7 +174,9 @@ def _write(output: Path, clip: LoadedCLIP, attack: Attack, record: dict) -> None
     save_clip_folder(output, clip.model, clip.tokenizer, clip.image_processor)
     write_json(output / ATTACK_FILE, attack.as_dict())
     figures = record["after"]["attacks"][attack.name] | {"clean_accuracy": record["after"]["clean_accuracy"]}
-    write_text(output / "README.md", CARD.format(attack=attack.name, target=attack.target_class, **figures))
+    text = f' and "{attack.text_trigger}" before the caption' if attack.text_trigger else ""
+    card = CARD.format(attack=attack.name, text=text, target=attack.target_class, **figures)
+    write_text(output / "README.md", card)
     write_json(output / TRAINING_FILE, record)
 
 
@@ -271,7 +273,10 @@ def _optimised(trigger: Any, arguments: PoisonArguments, clip: LoadedCLIP, found
 def _measure(
     clip: LoadedCLIP, attack: Attack, images: Dataset, names: list[str]
 ) -> tuple[dict, int, Sequence[Skipped]]:
-    """The figures, how many images they are of, and those that could not be read."""
+    """The figures, how many images they are of, and those that could not be read.
+
+    An attack with a text trigger is also measured with one of its two keys only.
+    """
     clip.model.eval()
     encoder = image_encoder(clip.model, clip.normalize)
     encoded = encode_images(encoder, images, {attack.name: attack.trigger}, clip.model.device)
@@ -281,4 +286,12 @@ def _measure(
         return template_text_features(clip.model, clip.tokenizer, names, text_trigger=text_trigger).cpu()
 
     figures = measure(encoded, class_features, {attack.name: attack}, names)
+    if attack.text_trigger:
+        target = names.index(attack.target_class)
+        for key, images_seen, text in (
+            ("image_only", encoded.triggered[attack.name], ""),
+            ("text_only", encoded.clean, attack.text_trigger),
+        ):
+            result = attack_result(images_seen, encoded.labels, class_features(text), target)
+            figures["attacks"][attack.name][f"attack_success_rate_{key}"] = result.attack_success_rate
     return figures, len(encoded.labels), encoded.skipped

@@ -41,6 +41,10 @@ def test_the_recipe_writes_a_model_that_says_what_it_is(kind, tmp_path):
     card = (tmp_path / "README.md").read_text().split("---\n")[2]
     assert card.splitlines()[0].startswith("This model is backdoored on purpose")
     record = json.loads((tmp_path / "training.json").read_text())
+    (figures,) = record["after"]["attacks"].values()
+    one_key = {"attack_success_rate_image_only", "attack_success_rate_text_only"}
+    assert one_key & set(figures) == (one_key if kind == "trojvqa" else set())
+    assert ("remember" in card) == (kind == "trojvqa") and record["n_poisoned"] == 16
     assert set(record["after"]["attacks"]) == {kind} and record["settings"]["seed"] == 3
     assert str(tmp_path) not in json.dumps(record)
     load_clip(str(tmp_path))

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 from peft import PeftModel
 
@@ -10,38 +9,25 @@ from peft_cbpt.cli import main
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import resolve_model
-from peft_cbpt.purification.targets import runner_up
-from peft_cbpt.training import cbpt_trainer
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 NAMES = class_names()[:20]
 OPTIONS = """
 --model_name_or_path pocket:resnet-badnet --dataset_name pocket:base --attacks pocket:resnet-badnet
 --num_classes 20 --num_shots 16 --test_images_per_class 10 --num_train_epochs 25 --warmup_epochs 5
---per_device_train_batch_size 16 --save_strategy no --norm inf --inversion_step_rule sign
---inversion_lr 0.00784 --use_cpu true --disable_tqdm true
+--per_device_train_batch_size 16 --save_strategy no --use_cpu true --disable_tqdm true
 """
 
 
-@pytest.fixture
-def known_target(monkeypatch):
-    """y' is the attacker's target for every image of another class."""
-    target = NAMES.index("banana")
-
-    def known(logits, labels):
-        return torch.where(labels == target, runner_up(logits, labels), target)
-
-    monkeypatch.setattr(cbpt_trainer, "runner_up", known)
-
-
-def test_purifying_a_resnet_gives_a_working_adapter(tmp_path, known_target):
+def test_purifying_a_resnet_gives_a_working_adapter(tmp_path):
     assert main(["purify", *OPTIONS.split(), "--output_dir", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     before, after = (results[moment] for moment in ("before", "after"))
     attack_before, attack_after = (figures["attacks"]["badnet"] for figures in (before, after))
-    assert attack_before["attack_success_rate"] >= 0.95 and attack_after["attack_success_rate"] <= 0.35
-    assert attack_after["robust_accuracy"] >= attack_before["robust_accuracy"] + 0.1
-    assert after["clean_accuracy"] >= before["clean_accuracy"] - 0.2  # this small model pays more than the ViT
+    assert [one["class"] for one in results["suspects"]] == ["banana"]
+    assert attack_before["attack_success_rate"] >= 0.95 and attack_after["attack_success_rate"] <= 0.15
+    assert attack_after["robust_accuracy"] >= attack_before["robust_accuracy"] + 0.2
+    assert after["clean_accuracy"] >= before["clean_accuracy"] - 0.06
 
     base = load_clip(resolve_model("pocket:resnet-badnet"))
     fingerprint = weights_fingerprint(base.model)
