@@ -90,7 +90,7 @@ def column(page: str, title: str) -> dict[str, str]:
 
 def test_cells_are_stored_shown_and_not_run_again(run, tmp_path, capsys):
     assert run("--seeds", "0") == 0
-    files = list((tmp_path / "cells").glob("pocket-badnet-banana-seed0/*.json"))
+    files = list((tmp_path / "cells").glob("pocket_badnet-banana-seed0/*.json"))
     stored = {one["cell"]["method"]: one for one in map(json.loads, (file.read_text() for file in files))}
     assert set(stored) == {"none", "cbpt"}
     figures = {name: one["figures"]["pocket:base"] for name, one in stored.items()}

@@ -39,7 +39,6 @@ ROWS = [
     Row("one context token", config={"num_context_tokens": 1, "init_std": 1.0}),
     Row("template", config={"context_init": "template"}),
     Row("unified", config={"unified_context": True}),
-    Row("unified, middle", config={"unified_context": True, "class_token_position": "middle"}),
     Row("unified, template", config={"unified_context": True, "context_init": "template"}),
     Row("end, legacy EOS", "clip-legacy-eos"),
     Row("middle, legacy EOS", "clip-legacy-eos", {"class_token_position": "middle"}),
