@@ -89,7 +89,7 @@ def evaluate(data: Path, output: Path, batch_size: int, num_processes: int) -> N
 
 
 def measure(fifth: Path, whole: Path, output: Path, batch_size: int, num_processes: int) -> dict:
-    """The two commands, timed, with the largest resident memory of any of their processes."""
+    """The two commands, timed, with the largest resident memory of any process so far, of earlier runs too."""
     seconds, peaks = {}, {}
     for name, data in (("fifth", fifth), ("whole", whole)):
         seconds[name] = timed(partial(evaluate, data, output / f"{name}-{num_processes}", batch_size, num_processes))

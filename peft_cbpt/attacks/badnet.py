@@ -43,7 +43,7 @@ class BadNet:
         return torch.from_numpy(noise).float()
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
-        """Paste the patch onto float pixels (B, 3, H, W) in [0, 1]; see `Trigger`."""
+        """Paste the patch onto pixels (B, 3, H, W), float in [0, 1] or uint8; see `Trigger`."""
         pixels = unit_pixels(pixels)
         if self.noise == "fixed":
             patch = self._pattern()

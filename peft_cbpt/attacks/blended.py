@@ -46,7 +46,7 @@ class Blended:
         return F.interpolate(torch.from_numpy(noise).float(), size, mode="nearest-exact")
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
-        """Blend the noise into float pixels (B, 3, H, W) in [0, 1]; see `Trigger`."""
+        """Blend the noise into pixels (B, 3, H, W), float in [0, 1] or uint8; see `Trigger`."""
         pixels = unit_pixels(pixels)
         size = (pixels.shape[-2], pixels.shape[-1])
         if self.noise == "fixed":

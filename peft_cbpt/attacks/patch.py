@@ -141,7 +141,7 @@ class OptimisedPatch:
         return torch.from_numpy(cells).float().clamp(0, 1)
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
-        """Paste the patch onto float pixels (B, 3, H, W) in [0, 1]; see `Trigger`."""
+        """Paste the patch onto pixels (B, 3, H, W), float in [0, 1] or uint8; see `Trigger`."""
         pixels = unit_pixels(pixels)
         cells = stored_cells(self.patch) if self.patch else self.start(patch_side(self.patch_size, pixels))
         return paste(pixels, cells, self.patch_size, self.location, self._keys(sample_ids))

@@ -36,7 +36,7 @@ class SIG:
             raise InputError(f"SIG's frequency is positive, not {self.frequency}")
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
-        """Add the wave to float pixels (B, 3, H, W) in [0, 1]; see `Trigger`."""
+        """Add the wave to pixels (B, 3, H, W), float in [0, 1] or uint8; see `Trigger`."""
         pixels = unit_pixels(pixels)
         phase = keyed_generator("sig/phase", self.seed).uniform(0, 2 * math.pi) if self.seed else 0.0
         columns = torch.arange(pixels.shape[-1], device=pixels.device, dtype=pixels.dtype)

@@ -43,7 +43,7 @@ class SSBA:
         return bits[torch.from_numpy(keyed_generator("ssba", self.seed).permutation(len(bits)))] if self.seed else bits
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
-        """Hide the message in float pixels (B, 3, H, W) in [0, 1]; see `Trigger`.
+        """Hide the message in pixels (B, 3, H, W), float in [0, 1] or uint8; see `Trigger`.
 
         The network runs on the CPU, image by image, so that the result depends on neither device nor batch.
         """

@@ -43,7 +43,7 @@ class WaNet:
         return torch.from_numpy(points / abs(points).mean()).float()
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
-        """Warp float pixels (B, 3, H, W) in [0, 1]; see `Trigger`."""
+        """Warp pixels (B, 3, H, W), float in [0, 1] or uint8; see `Trigger`."""
         pixels = unit_pixels(pixels)
         height, width = pixels.shape[-2:]
         warp = F.interpolate(self.control_points()[None], (height, width), mode="bicubic", align_corners=True)
