@@ -24,7 +24,7 @@ from peft_cbpt.clip.processes import from_all_processes, own_share
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
 from peft_cbpt.purification.feature_store import FeatureStore
-from peft_cbpt.purification.suspects import Suspicion, nearest_names, suspicion, text_alignment
+from peft_cbpt.purification.suspects import Suspicion, clean_cosines, reach, suspicion
 from peft_cbpt.purification.targets import runner_up
 from peft_cbpt.purification.universal import approach, collapse, universal_trigger
 
@@ -114,7 +114,7 @@ def find_suspects(
     encode_image: EncodeImage, load_pixels: LoadPixels, bank: FeatureBank, class_features: Tensor, seed: int
 ) -> Suspicion:
     """The classes that a backdoor may aim at, by both kinds of evidence; all processes get the first one's."""
-    found = []
+    clean, found = clean_cosines(bank.features, bank.labels, class_features), []
     searches = [(rms, number) for rms in SEARCH_RMS for number in range(SEARCHES)]
     for rms, number in tqdm(searches, desc="looking for the target", leave=False):
         generator = keyed_generator("collapse", seed, rms, number)
@@ -122,9 +122,8 @@ def find_suspects(
         start = torch.from_numpy(generator.standard_normal(pixels.shape[1:])).float()
         delta = universal_trigger(encode_image, pixels, collapse, rms, start)
         with torch.no_grad():
-            found.append(nearest_names(encode_image((pixels + delta).clamp(0, 1)), class_features))
-    alignment = text_alignment(bank.features, bank.labels, class_features)
-    return from_all_processes(suspicion(alignment, found))[0]
+            found.append(reach(encode_image((pixels + delta).clamp(0, 1)), class_features, clean))
+    return from_all_processes(suspicion(clean, found))[0]
 
 
 def add_universal_triggers(

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 MAD_TO_STD = 1.4826
-STRANGE_ALIGNMENT, ODD_ALIGNMENT = -3.5, -2.5
-"""Robust z-scores below which the class furthest from its own name is a suspect; the second where no suspect that
-images collapse to is itself below `SUPPORTED`."""
-SUPPORTED = -1.0
-STANDS_OUT = 1.4
-"""How many times nearer to one name than to the next collapsed images must be; more than on the clean pocket CLIP."""
+REACHED = 0.76
+"""`reach` from which a name is a suspect; up to 0.75 on pocket CLIPs whose backdoor aims elsewhere, or without one."""
+MISALIGNED = -2.1
+"""`misalignment` from which the class furthest from its own name is a suspect."""
+FEWEST_CLASSES = 40
+"""Of fewer classes, none is told from the others by its alignment."""
 MOST_SUSPECTS = 3
 N_CANDIDATES = 3
 """From the alignment and from each search, where nothing stands out."""
@@ -27,28 +26,47 @@ class Suspect:
 
     Args:
         label: The class.
-        evidence: `alignment`: its images are much further from its name than those of other classes are from theirs,
-            as they are when captions of the class were put to other images. `collapse`: a universal trigger that
-            makes all images alike makes them like this class's name.
-        score: Robust z-score of the alignment; or the ratio of the nearest and second-nearest name's cosine.
+        evidence: `collapse`: a universal trigger that makes all images alike brings them to this class's name.
+            `alignment`: its images are much further from its name than those of other classes are from theirs,
+            as they are when captions of the class were put to other images.
+        score: Its `reach`, or its `misalignment`.
     """
 
     label: int
-    evidence: Literal["alignment", "collapse"]
+    evidence: Literal["collapse", "alignment"]
     score: float
 
 
-def text_alignment(features: Tensor, labels: Tensor, class_features: Tensor) -> Tensor:
-    """Mean cosine of every class's images to its own prompt, (n_classes,), from unit-norm features.
+@dataclass(frozen=True)
+class CleanCosines:
+    """How near clean images are to names.
+
+    Args:
+        own: Mean cosine of every class's images to its own name (n_classes,).
+        others: Mean cosine of all images to the names of other classes.
+        shots: Images per class, the fewest.
+    """
+
+    own: Tensor
+    others: float
+    shots: int
+
+
+def clean_cosines(features: Tensor, labels: Tensor, class_features: Tensor) -> CleanCosines:
+    """Of unit-norm features.
 
     Args:
         features: Of the clean images (N, D).
         labels: int64 (N,); every class has an image.
-        class_features: Of the undefended prompts (n_classes, D).
+        class_features: Of the undefended prompts (n_classes, D), at least two.
     """
-    cosines = (features * class_features[labels]).sum(1)
-    sums = torch.zeros(len(class_features), device=features.device).index_add_(0, labels, cosines)
-    return sums / labels.bincount(minlength=len(class_features))
+    n_classes = len(class_features)
+    images = labels.bincount(minlength=n_classes)
+    sums = torch.zeros(n_classes, device=features.device)
+    sums = sums.index_add_(0, labels, (features * class_features[labels]).sum(1))
+    all_pairs = (features.sum(0) @ class_features.sum(0)).item()
+    others = (all_pairs - sums.sum().item()) / (len(features) * (n_classes - 1))
+    return CleanCosines(sums / images, others, int(images.min()))
 
 
 def robust_z(values: Tensor) -> Tensor:
@@ -58,24 +76,28 @@ def robust_z(values: Tensor) -> Tensor:
     return deviation / spread if spread > 0 else torch.zeros_like(values)
 
 
-def misaligned_class(alignment: Tensor, threshold: float) -> Suspect | None:
-    """The class with the lowest `text_alignment`, if its robust z-score is not above the threshold."""
-    lowest, label = robust_z(alignment).min(0)
-    return Suspect(int(label), "alignment", lowest.item()) if lowest <= threshold else None
+def misalignment(clean: CleanCosines) -> Tensor:
+    """Robust z-scores (n_classes,) of the cosines to the own name, over 1 + 1 / sqrt(shots).
+
+    Means of few images are far out more often than those of many, since single images are.
+    """
+    return robust_z(clean.own) / (1 + clean.shots**-0.5)
 
 
-def nearest_names(features: Tensor, class_features: Tensor) -> Tensor:
-    """Cosines (n_classes,) of names to the mean of images (B, D) under a trigger that makes them alike."""
-    return class_features @ F.normalize(features.mean(0), dim=0)
+def reach(features: Tensor, class_features: Tensor, clean: CleanCosines) -> Tensor:
+    """How near images under a universal trigger come to every name (n_classes,).
 
+    0 is as near as clean images are to the names of other classes, 1 as near as they are to their own (the median
+    class). It depends neither on the number of classes nor on where a CLIP keeps its cosines.
 
-def collapsed_class(cosines: Tensor) -> Suspect | None:
-    """The class whose name stands out in `nearest_names`."""
-    if len(cosines) < 2:
-        return None
-    (first, second), (label, _) = (part.tolist() for part in cosines.topk(2))
-    ratio = first / max(second, 1e-6)
-    return Suspect(int(label), "collapse", ratio) if first > 0 and ratio >= STANDS_OUT else None
+    Args:
+        features: Unit-norm (B, D), of images under one trigger.
+        class_features: Of the undefended prompts (n_classes, D).
+        clean: Of the clean images.
+    """
+    scale = clean.own.quantile(0.5).item() - clean.others
+    cosines = class_features @ features.mean(0)
+    return (cosines - clean.others) / scale if scale > 0 else torch.zeros_like(cosines)
 
 
 @dataclass(frozen=True)
@@ -91,19 +113,21 @@ class Suspicion:
     candidates: list[int]
 
 
-def suspicion(alignment: Tensor, searches: Sequence[Tensor]) -> Suspicion:
-    """Weigh both kinds of evidence.
+def suspicion(clean: CleanCosines, searches: Sequence[Tensor]) -> Suspicion:
+    """Weigh both kinds of evidence: alignment counts only where no search for a trigger reached a name.
 
     Args:
-        alignment: `text_alignment` of the classes.
-        searches: `nearest_names` of every search for a trigger under which images collapse.
+        clean: Of the clean images.
+        searches: `reach` of every search for a trigger under which images collapse.
     """
-    collapsed = [one for one in map(collapsed_class, searches) if one is not None]
-    supported = any(robust_z(alignment)[one.label] <= SUPPORTED for one in collapsed)
-    misaligned = misaligned_class(alignment, STRANGE_ALIGNMENT if supported else ODD_ALIGNMENT)
-    found = [*collapsed, misaligned] if misaligned else collapsed
-    times = Counter(suspect.label for suspect in found)
-    first = {suspect.label: suspect for suspect in reversed(found)}
-    suspects = [first[label] for label, _ in times.most_common(MOST_SUSPECTS)]
-    nearest = [one.topk(min(N_CANDIDATES, len(one))).indices for one in (*searches, -alignment)]
-    return Suspicion(suspects, [] if suspects else torch.cat(nearest).unique().tolist())
+    nearest = [(int(one.argmax()), one.max().item()) for one in searches]
+    times = Counter(label for label, score in nearest if score >= REACHED)
+    suspects = [
+        Suspect(label, "collapse", max(score for other, score in nearest if other == label))
+        for label, _ in times.most_common(MOST_SUSPECTS)
+    ]
+    scores = misalignment(clean)
+    if not suspects and len(scores) >= FEWEST_CLASSES and scores.min() <= MISALIGNED:
+        suspects = [Suspect(int(scores.argmin()), "alignment", scores.min().item())]
+    candidates = [one.topk(min(N_CANDIDATES, len(one))).indices for one in (*searches, -scores)]
+    return Suspicion(suspects, [] if suspects else torch.cat(candidates).unique().tolist())

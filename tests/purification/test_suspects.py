@@ -5,35 +5,45 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_cbpt.purification.suspects import (
+    FEWEST_CLASSES,
+    REACHED,
+    CleanCosines,
     Suspect,
-    collapsed_class,
-    misaligned_class,
-    nearest_names,
+    clean_cosines,
+    misalignment,
+    reach,
     robust_z,
     suspicion,
-    text_alignment,
 )
 
-ORDINARY = torch.linspace(0.6, 0.7, 11)
+N = FEWEST_CLASSES
+LOW = torch.zeros(N)
 
 
-def alignment_with(label, value):
-    alignment = ORDINARY.clone()
-    alignment[label] = value
-    return alignment
+def clean(shots=16, n=N, **own):
+    """Cosines between 0.6 and 0.7; those of classes in `own`, such as c4=0.3, are different."""
+    cosines = torch.linspace(0.6, 0.7, n)
+    for name, value in own.items():
+        cosines[int(name[1:])] = value
+    return CleanCosines(cosines, 0.1, shots)
 
 
-def cosines_with(label, value):
-    cosines = torch.full((11,), 0.3)
-    cosines[label] = value
-    return cosines
+def reached(label, score=REACHED + 0.1):
+    scores = torch.linspace(0.1, 0.3, N)
+    scores[label] = score
+    return scores
 
 
-def test_alignment_is_the_mean_cosine_of_a_class_to_its_own_name():
+def labels(found):
+    return [one.label for one in found.suspects]
+
+
+def test_clean_cosines_are_means_over_a_class_and_over_other_names():
     names = torch.eye(3)
     features = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0.6, 0.8], [0.6, 0, 0.8]])
-    alignment = text_alignment(features, torch.tensor([0, 1, 1, 2]), names)
-    torch.testing.assert_close(alignment, torch.tensor([1.0, 0.8, 0.8]))
+    cosines = clean_cosines(features, torch.tensor([0, 1, 1, 2]), names)
+    torch.testing.assert_close(cosines.own, torch.tensor([1.0, 0.8, 0.8]))
+    assert cosines.others == pytest.approx((0.8 + 0.6) / 8) and cosines.shots == 1
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=30), st.floats(0.5, 3), st.floats(-1, 1))
@@ -48,38 +58,60 @@ def test_equal_values_are_no_outliers():
     assert robust_z(torch.ones(5)).eq(0).all()
 
 
-def test_only_an_outlier_downwards_is_misaligned():
-    assert misaligned_class(alignment_with(4, 0.3), -3.5).label == 4
-    assert misaligned_class(alignment_with(4, 0.99), -3.5) is None
-    assert misaligned_class(ORDINARY, -2.5) is None
+def test_reach_is_nought_at_others_names_and_one_at_the_own():
+    names = torch.eye(3)
+    cosines = CleanCosines(torch.tensor([0.7, 0.8, 0.9]), 0.2, 16)
+    images = F.normalize(torch.tensor([[0.8, 0.2, 0.5], [0.8, 0.2, -0.5]]), dim=1)
+    mean = images.mean(0)
+    expected = torch.stack([(mean[0] - 0.2) / 0.6, (mean[1] - 0.2) / 0.6, torch.tensor(-0.2 / 0.6)])
+    torch.testing.assert_close(reach(images, names, cosines), expected)
 
 
-def test_a_name_stands_out_by_its_ratio_to_the_next():
-    assert collapsed_class(cosines_with(7, 0.45)) == Suspect(7, "collapse", pytest.approx(1.5))
-    assert collapsed_class(cosines_with(7, 0.35)) is None
-    assert collapsed_class(torch.tensor([-0.1, -0.9])) is None
-    assert collapsed_class(torch.tensor([0.9])) is None
+@given(st.integers(2, 40), st.integers(0, 3))
+def test_reach_of_a_name_does_not_depend_on_the_other_names(n_classes, seed):
+    """Other names at the same distance to everything change neither its scale nor its value."""
+    names = torch.eye(64)[:n_classes]
+    generator = torch.Generator().manual_seed(seed)
+    images = F.normalize(names[0] + 0.1 * torch.rand(4, 64, generator=generator), dim=1)
+    own, apart = torch.full((n_classes,), 0.7), CleanCosines(torch.full((2,), 0.7), 0.1, 4)
+    scores = reach(images, names, CleanCosines(own, 0.1, 4))
+    torch.testing.assert_close(scores[:2], reach(images, names[:2], apart))
 
 
-def test_nearest_names_are_those_of_the_mean_image():
-    features = F.normalize(torch.tensor([[1.0, 0.1, 0], [1.0, -0.1, 0]]), dim=1)
-    torch.testing.assert_close(nearest_names(features, torch.eye(3)), torch.tensor([1.0, 0, 0]))
+def test_a_model_that_knows_no_name_reaches_none():
+    assert reach(torch.eye(3), torch.eye(3), CleanCosines(torch.full((3,), 0.1), 0.2, 1)).eq(0).all()
+
+
+def test_few_shots_make_misalignment_weaker():
+    scores = [misalignment(clean(shots, c0=0.3))[0].item() for shots in (1, 4, 16)]
+    assert scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(scores[2] * 1.25 / 2)
+
+
+def test_a_name_that_is_reached_is_a_suspect():
+    found = suspicion(clean(), [LOW, reached(7, 0.9), reached(7, 0.8), reached(3, REACHED - 0.01)])
+    assert found.suspects == [Suspect(7, "collapse", pytest.approx(0.9))] and found.candidates == []
 
 
 def test_the_class_that_most_searches_find_comes_first():
-    found = suspicion(ORDINARY, [cosines_with(2, 0.6), cosines_with(5, 0.5), cosines_with(5, 0.6)])
-    assert [one.label for one in found.suspects] == [5, 2] and found.candidates == []
+    assert labels(suspicion(clean(), [reached(2), reached(5), reached(5)])) == [5, 2]
 
 
-@pytest.mark.parametrize(("value", "other", "expected"), [(0.53, 10, [10, 0]), (0.53, 1, [1]), (0.35, 1, [1, 0])])
-def test_a_little_odd_a_class_is_suspected_unless_a_better_one_is(value, other, expected):
-    """Class 10 is nearest to its name, so that the collapse alone speaks against it; class 1 is far from its own."""
-    odd = alignment_with(0, value)
-    odd[1] = 0.6
-    assert [one.label for one in suspicion(odd, [cosines_with(5, 0.3)]).suspects] == [0]
-    assert [one.label for one in suspicion(odd, [cosines_with(other, 0.6)]).suspects] == expected
+def test_alignment_counts_where_no_name_is_reached():
+    assert labels(suspicion(clean(c0=0.3), [LOW])) == [0]
+    assert labels(suspicion(clean(c0=0.3), [reached(5)])) == [5]
+    assert labels(suspicion(clean(c0=0.99), [LOW])) == [], "an outlier upwards"
+    assert labels(suspicion(clean(), [LOW])) == []
+
+
+def test_few_classes_have_no_outlier():
+    few = N - 1
+    assert labels(suspicion(clean(n=few, c0=0.3), [LOW[:few]])) == []
 
 
 def test_where_nothing_stands_out_the_nearest_are_candidates():
-    found = suspicion(ORDINARY, [cosines_with(5, 0.35)])
-    assert found.suspects == [] and {0, 1, 2, 5} <= set(found.candidates) and len(found.candidates) < 11
+    found = suspicion(clean(c1=0.59), [reached(5, 0.5)])
+    assert found.suspects == [] and {0, 1, 2, 5} <= set(found.candidates) and len(found.candidates) < N
+
+
+def test_two_classes_are_enough_to_search():
+    assert suspicion(clean(n=2), [torch.tensor([0.1, 0.2])]).candidates == [0, 1]
