@@ -24,14 +24,11 @@ from peft_cbpt.clip.processes import from_all_processes, own_share
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
 from peft_cbpt.purification.feature_store import FeatureStore
-from peft_cbpt.purification.suspects import Suspicion, clean_cosines, reach, suspicion
+from peft_cbpt.purification.suspects import Suspicion
+from peft_cbpt.purification.target_search import search_rows
 from peft_cbpt.purification.targets import runner_up
-from peft_cbpt.purification.universal import approach, collapse, universal_trigger
+from peft_cbpt.purification.universal import approach, universal_trigger
 
-SEARCH_IMAGES = 32
-SEARCH_RMS = (0.036, 0.072)
-SEARCHES = 3
-"""With each budget, from other starts and on other images: one search may end in another optimum."""
 TRIGGER_RMS = (0.036, 0.06, 0.108)
 """Budgets in [0, 1]-pixel units; a BadNet patch of an eighth of the side has about 0.048, Blended and SIG more."""
 UNIVERSAL_SHARE = 0.5
@@ -94,36 +91,6 @@ class DummyTriggers:
             "budget": generator.integers(len(TRIGGER_RMS), size=n),
             "part": generator.uniform(*EMBEDDED, n),
         }
-
-
-def search_rows(labels: Tensor, generator: np.random.Generator) -> list[int]:
-    """The bank rows of up to `SEARCH_IMAGES` images, of as many classes as can be."""
-    order = generator.permutation(len(labels))
-    chosen: list[int] = []
-    while len(chosen) < min(SEARCH_IMAGES, len(labels)):
-        seen: set[int] = set()
-        for row in order.tolist():
-            label = int(labels[row])
-            if row not in chosen and label not in seen and len(chosen) < SEARCH_IMAGES:
-                seen.add(label)
-                chosen.append(row)
-    return chosen
-
-
-def find_suspects(
-    encode_image: EncodeImage, load_pixels: LoadPixels, bank: FeatureBank, class_features: Tensor, seed: int
-) -> Suspicion:
-    """The classes that a backdoor may aim at, by both kinds of evidence; all processes get the first one's."""
-    clean, found = clean_cosines(bank.features, bank.labels, class_features), []
-    searches = [(rms, number) for rms in SEARCH_RMS for number in range(SEARCHES)]
-    for rms, number in tqdm(searches, desc="looking for the target", leave=False):
-        generator = keyed_generator("collapse", seed, rms, number)
-        pixels = load_pixels(search_rows(bank.labels, generator)).to(bank.features.device)
-        start = torch.from_numpy(generator.standard_normal(pixels.shape[1:])).float()
-        delta = universal_trigger(encode_image, pixels, collapse, rms, start)
-        with torch.no_grad():
-            found.append(reach(encode_image((pixels + delta).clamp(0, 1)), class_features, clean))
-    return from_all_processes(suspicion(clean, found))[0]
 
 
 def add_universal_triggers(

@@ -11,6 +11,8 @@ from torch import Tensor
 MAD_TO_STD = 1.4826
 REACHED = 0.76
 """`reach` from which a name is a suspect; up to 0.75 on pocket CLIPs whose backdoor aims elsewhere, or without one."""
+REACHED_AFTER_WORD = 0.86
+"""The same for a name with a word before it; up to 0.79 without a backdoor of two keys, 0.93 and more with one."""
 MISALIGNED = -2.1
 """`misalignment` from which the class furthest from its own name is a suspect."""
 FEWEST_CLASSES = 40
@@ -27,13 +29,14 @@ class Suspect:
     Args:
         label: The class.
         evidence: `collapse`: a universal trigger that makes all images alike brings them to this class's name.
+            `words`: to this class's name after some word, as where a trigger has a key in the text.
             `alignment`: its images are much further from its name than those of other classes are from theirs,
             as they are when captions of the class were put to other images.
         score: Its `reach`, or its `misalignment`.
     """
 
     label: int
-    evidence: Literal["collapse", "alignment"]
+    evidence: Literal["collapse", "words", "alignment"]
     score: float
 
 
@@ -113,21 +116,34 @@ class Suspicion:
     candidates: list[int]
 
 
-def suspicion(clean: CleanCosines, searches: Sequence[Tensor]) -> Suspicion:
-    """Weigh both kinds of evidence: alignment counts only where no search for a trigger reached a name.
+def reached_names(searches: Sequence[Tensor], least: float, evidence: Literal["collapse", "words"]) -> list[Suspect]:
+    """The nearest name of every search that reached `least`, those that most searches found first."""
+    nearest = [(int(one.argmax()), one.max().item()) for one in searches]
+    times = Counter(label for label, score in nearest if score >= least)
+    scores = {label: max(score for other, score in nearest if other == label) for label in times}
+    return [Suspect(label, evidence, scores[label]) for label, _ in times.most_common(MOST_SUSPECTS)]
+
+
+def misaligned_names(scores: Tensor) -> list[Suspect]:
+    """The class of the lowest `misalignment`, if it stands out."""
+    if len(scores) < FEWEST_CLASSES or scores.min() > MISALIGNED:
+        return []
+    return [Suspect(int(scores.argmin()), "alignment", scores.min().item())]
+
+
+def suspicion(clean: CleanCosines, searches: Sequence[Tensor], after_words: Sequence[Tensor] = ()) -> Suspicion:
+    """Weigh the evidence: of each kind, only where the kinds before it found nothing.
 
     Args:
         clean: Of the clean images.
         searches: `reach` of every search for a trigger under which images collapse.
+        after_words: The same with words before the names.
     """
-    nearest = [(int(one.argmax()), one.max().item()) for one in searches]
-    times = Counter(label for label, score in nearest if score >= REACHED)
-    suspects = [
-        Suspect(label, "collapse", max(score for other, score in nearest if other == label))
-        for label, _ in times.most_common(MOST_SUSPECTS)
-    ]
     scores = misalignment(clean)
-    if not suspects and len(scores) >= FEWEST_CLASSES and scores.min() <= MISALIGNED:
-        suspects = [Suspect(int(scores.argmin()), "alignment", scores.min().item())]
+    suspects = (
+        reached_names(searches, REACHED, "collapse")
+        or reached_names(after_words, REACHED_AFTER_WORD, "words")
+        or misaligned_names(scores)
+    )
     candidates = [one.topk(min(N_CANDIDATES, len(one))).indices for one in (*searches, -scores)]
     return Suspicion(suspects, [] if suspects else torch.cat(candidates).unique().tolist())

@@ -90,10 +90,8 @@ class CBPTTrainer(Trainer):
         base = self.model.get_base_model()
         self.inverter = make_inverter(base, self._to_invert, self.args, self._cache, *self._keys)
         if self.args.target == "suspected":
-            with torch.no_grad(), self.model.disable_adapter():
-                undefended = self.model.encode_class_prompts().float()
             self.dummy_triggers = make_dummy_triggers(
-                self.inverter, undefended, self._to_invert, self.args.seed, self._cache, self._keys[0]
+                self.inverter, self.model, self._to_invert, self.args.seed, self._cache, self._keys[0]
             )
         return super().train(*args, **kwargs)
 
@@ -151,14 +149,12 @@ class CBPTTrainer(Trainer):
         perturbed_logits = scale * perturbed @ class_features.T
         weights = self.args.objective_weights()
         loss, parts = purification_objective(logits, perturbed_logits, labels, pseudo_targets, weights)
-        reached = (perturbed_logits.argmax(1) == pseudo_targets).float().mean()
-        self.epoch_log.add(
-            len(rows),
-            **parts,
-            clean_accuracy=clean_accuracy,
-            inversion_success=reached,
-        )
-        self.epoch_log.looked_up += zip(rows.tolist(), pseudo_targets.tolist(), strict=True)
+        self.epoch_log.add(len(rows), **parts, clean_accuracy=clean_accuracy)
+        changed = (perturbed != self.inverter.bank.features[rows]).any(1).nonzero()[:, 0]
+        if len(changed):
+            reached = (perturbed_logits.argmax(1) == pseudo_targets)[changed].float().mean()
+            self.epoch_log.add(len(changed), inversion_success=reached)
+            self.epoch_log.looked_up += zip(rows[changed].tolist(), pseudo_targets[changed].tolist(), strict=True)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     @torch.no_grad()

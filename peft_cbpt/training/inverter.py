@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
 from peft_cbpt.purification.disk_cache import DiskCache, default_cache_dir
-from peft_cbpt.purification.dummy_triggers import DummyTriggers, add_universal_triggers, find_suspects
+from peft_cbpt.purification.dummy_triggers import DummyTriggers, add_universal_triggers
 from peft_cbpt.purification.feature_bank import build_feature_bank
 from peft_cbpt.purification.feature_store import FeatureStore
+from peft_cbpt.purification.target_search import FrozenText, find_suspects
 from peft_cbpt.purification.trigger_inverter import TriggerInverter
 from peft_cbpt.training.cbpt_arguments import DTYPES, CBPTTrainingArguments
 from peft_cbpt.training.checkpoints import bank_key, inversion_key, universal_key
@@ -94,9 +96,32 @@ def make_inverter(
     )
 
 
+def frozen_text(model: Any) -> FrozenText:
+    """The text tower of a CLIP whose CBPT adapter is disabled."""
+    ids = model.class_prompt_ids()
+    first, last = ids[0, 0], ids[0, -1]
+    config = model.get_base_model().config.text_config
+    words = torch.arange(config.vocab_size, device=ids.device)
+    words = words[(words != first) & (words != last)]
+    if max(model.class_prompt_lengths()) == config.max_position_embeddings:
+        words = words[:0]
+
+    def encode_words(words: Tensor) -> Tensor:
+        rows = torch.stack([first.expand_as(words), words, last.expand_as(words)], 1)
+        features = model.get_base_model().get_text_features(input_ids=rows, return_dict=True).pooler_output
+        return F.normalize(features.float(), dim=1)
+
+    return FrozenText(
+        model.encode_class_prompts().float(),
+        words,
+        encode_words,
+        lambda word: model.encode_class_prompts(prefix_ids=[word]).float(),
+    )
+
+
 def make_dummy_triggers(
     inverter: TriggerInverter,
-    class_features: Tensor,
+    model: Any,
     images: ImagesToInvert,
     seed: int,
     cache: DiskCache | None,
@@ -104,8 +129,10 @@ def make_dummy_triggers(
 ) -> DummyTriggers:
     """Look for suspected targets and make their universal triggers, as far as the disk cache lacks them."""
     encode, bank = inverter.encode_image, inverter.bank
-    suspicion = find_suspects(encode, images.load, bank, class_features, seed)
-    targets = [suspect.label for suspect in suspicion.suspects]
+    with torch.no_grad(), model.disable_adapter():
+        text = frozen_text(model)
+        suspicion = find_suspects(encode, images.load, bank, text, seed)
+    class_features, targets = text.class_features, [suspect.label for suspect in suspicion.suspects]
     store = FeatureStore(cache.open("universal", universal_key(bank_of, class_features, seed)) if cache else None)
     add_universal_triggers(encode, images.load, bank, class_features, targets, store, seed, inverter.batch_size)
     return DummyTriggers(bank, class_features, suspicion, store, seed)

@@ -2,21 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import image_encoder
-from peft_cbpt.clip.seeding import keyed_generator
-from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.evaluation import encode_in_batches, template_text_features
-from peft_cbpt.pocket.atlas import class_names
-from peft_cbpt.pocket.dataset import pocket_dataset
-from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.purification.dummy_triggers import (
     EMBEDDED,
     TRIGGER_RMS,
     DummyTriggers,
     add_universal_triggers,
-    find_suspects,
-    search_rows,
 )
 from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.feature_store import FeatureStore
@@ -84,34 +76,6 @@ def test_without_suspects_few_images_are_moved_towards_candidates(bank, names):
     features, targets = dummies(bank, names, [], [0, 4]).perturbed_features(torch.arange(N), logits, epoch=0)
     moved = changed(bank, features)
     assert 0.02 < moved.float().mean() < 0.16 and set(targets[moved].tolist()) == {0, 4}
-
-
-@pytest.mark.parametrize(("per_class", "n"), [(1, 5), (20, 32)])
-def test_search_images_are_of_as_many_classes_as_there_are(per_class, n):
-    labels = torch.arange(5).repeat_interleave(per_class)
-    rows = search_rows(labels, keyed_generator("rows"))
-    assert len(rows) == len(set(rows)) == n
-    counts = labels[rows].bincount(minlength=5)
-    assert counts.max() - counts.min() <= 1
-
-
-@pytest.mark.parametrize("folder", ["poisoned", "clean"])
-def test_the_target_of_the_shipped_backdoor_is_found_and_none_on_the_clean_model(folder):
-    clip = load_clip(resolve_model("pocket:badnet" if folder == "poisoned" else "pocket:clean"))
-    clip.model.requires_grad_(False)
-    classes = class_names()[:30]
-    images = LabelledImages(pocket_dataset("base", "train", 4, classes), clip.image_processor)
-    pixels = torch.stack([images[row]["pixel_values"] for row in range(len(images))]).float() / 255
-    encode = image_encoder(clip.model, clip.normalize)
-    labels = torch.tensor([images[row]["labels"] for row in range(len(images))])
-    bank = FeatureBank(encode_in_batches(encode, pixels), labels, [])
-    text = template_text_features(clip.model, clip.tokenizer, classes)
-    found = find_suspects(encode, lambda rows: pixels[list(rows)], bank, text, seed=0)
-    target = classes.index("banana")
-    if folder == "poisoned":
-        assert [one.label for one in found.suspects] == [target] and found.candidates == []
-    else:
-        assert target not in [one.label for one in found.suspects]
 
 
 def test_universal_features_are_kept_and_not_made_twice(poisoned_clip, few_shots, monkeypatch):

@@ -1,0 +1,105 @@
+"""The search for what a backdoor may aim at, in the frozen model and the clean images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate.utils import tqdm
+from torch import Tensor
+
+from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.clip.processes import from_all_processes
+from peft_cbpt.clip.seeding import keyed_generator
+from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
+from peft_cbpt.purification.suspects import CleanCosines, Suspicion, clean_cosines, reach, suspicion
+from peft_cbpt.purification.universal import collapse, universal_trigger
+
+SEARCH_IMAGES = 32
+SEARCH_RMS = (0.036, 0.072)
+SEARCHES = 3
+"""With each budget, from other starts and on other images: one search may end in another optimum."""
+MOST_WORDS = 2048
+WORDS = 4
+"""For each search, how many words are put before the names, of `MOST_WORDS` at most that are tried alone."""
+
+
+@dataclass(frozen=True)
+class FrozenText:
+    """The frozen text tower, as far as the search needs it.
+
+    Args:
+        class_features: Of the undefended prompts, unit-norm (n_classes, D).
+        words: Token ids that may precede a prompt, (n_words,); none where prompts leave no room.
+        encode_words: From ids (n,) to unit-norm features (n, D) of each word alone.
+        encode_prompts: From one id to features (n_classes, D) of the undefended prompts with that word before them.
+    """
+
+    class_features: Tensor
+    words: Tensor
+    encode_words: Callable[[Tensor], Tensor]
+    encode_prompts: Callable[[int], Tensor]
+
+
+def search_rows(labels: Tensor, generator: np.random.Generator) -> list[int]:
+    """The bank rows of up to `SEARCH_IMAGES` images, of as many classes as can be."""
+    order = generator.permutation(len(labels))
+    chosen: list[int] = []
+    while len(chosen) < min(SEARCH_IMAGES, len(labels)):
+        seen: set[int] = set()
+        for row in order.tolist():
+            label = int(labels[row])
+            if row not in chosen and label not in seen and len(chosen) < SEARCH_IMAGES:
+                seen.add(label)
+                chosen.append(row)
+    return chosen
+
+
+@torch.no_grad()
+def reach_after_words(
+    searches: list[Tensor], text: FrozenText, clean: CleanCosines, generator: np.random.Generator
+) -> list[Tensor]:
+    """`reach` of every name with the word before it that brings it nearest to the images of a search (n_classes,).
+
+    A trigger of two keys shows its target only when the text has its key too, and a model that learned such a key from
+    a few hundred captions takes many a word for it. Tried are the words that are nearest to the images by themselves.
+
+    Args:
+        searches: Unit-norm features (B, D) of the images of every search.
+        text: The frozen text tower.
+        clean: Of the clean images.
+        generator: Chooses among the words if there are more than `MOST_WORDS`.
+    """
+    n_words = len(text.words)
+    ids = text.words[torch.from_numpy(generator.permutation(n_words)[:MOST_WORDS]).to(text.words.device)]
+    alone = text.encode_words(ids)
+    nearest = [ids[(alone @ features.mean(0)).topk(min(WORDS, len(ids))).indices].tolist() for features in searches]
+    tried = sorted({word for words in nearest for word in words})
+    prompts = {
+        word: text.encode_prompts(word) for word in tqdm(tried, desc="looking for a key in the text", leave=False)
+    }
+    return [
+        torch.stack([reach(features, prompts[word], clean) for word in words]).amax(0)
+        for features, words in zip(searches, nearest, strict=True)
+    ]
+
+
+def find_suspects(
+    encode_image: EncodeImage, load_pixels: LoadPixels, bank: FeatureBank, text: FrozenText, seed: int
+) -> Suspicion:
+    """The classes that a backdoor may aim at, by all kinds of evidence; all processes get the first one's."""
+    clean, collapsed = clean_cosines(bank.features, bank.labels, text.class_features), []
+    searches = [(rms, number) for rms in SEARCH_RMS for number in range(SEARCHES)]
+    for rms, number in tqdm(searches, desc="looking for the target", leave=False):
+        generator = keyed_generator("collapse", seed, rms, number)
+        pixels = load_pixels(search_rows(bank.labels, generator)).to(bank.features.device)
+        start = torch.from_numpy(generator.standard_normal(pixels.shape[1:])).float()
+        delta = universal_trigger(encode_image, pixels, collapse, rms, start)
+        with torch.no_grad():
+            collapsed.append(encode_image((pixels + delta).clamp(0, 1)))
+    reached = [reach(features, text.class_features, clean) for features in collapsed]
+    found = suspicion(clean, reached)
+    if not any(one.evidence == "collapse" for one in found.suspects) and len(text.words):
+        after = reach_after_words(collapsed[-SEARCHES:], text, clean, keyed_generator("words", seed))
+        found = suspicion(clean, reached, after)
+    return from_all_processes(found)[0]
