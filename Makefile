@@ -16,7 +16,7 @@ purify: .venv/installed  ## purify a poisoned CLIP (the pocket world, or CONFIG=
 	$(LAUNCH) recipes/purify.py --config $(CONFIG)
 
 test: .venv/installed-dev  ## run the tests, offline
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(THREADS) --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev  ## check style and formatting
 	$(BIN)/ruff check .

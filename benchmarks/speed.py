@@ -37,18 +37,21 @@ def missing_part(cell: str) -> str | None:
 
 def run_cell(cell: str, quick: bool, folder: Path) -> None:
     """Measure one cell in this process and store it."""
-    from benchmarks import speed_cells
+    from benchmarks import speed_pocket, speed_shape, speed_whole_runs
+    from benchmarks.speed_timing import peak_bytes
+    from peft_cbpt.clip.versions import package_versions
 
     begin = datetime.now(timezone.utc)
     if cell in ("vit_b32", "rn50"):
         pocket = json.loads((folder / "speed_pocket.json").read_text())
-        result = speed_cells.shape(cell, quick, pocket["pairs_per_image"])
+        result = speed_shape.shape(cell, quick, pocket["pairs_per_image"])
     else:
-        result = getattr(speed_cells, cell)(quick)
-    from peft_cbpt.clip.versions import package_versions
+        measures = {"pocket": speed_pocket.pocket, "memory": speed_shape.memory, "malloc": speed_whole_runs.malloc}
+        measures |= {"processes": speed_whole_runs.processes, "gpu": speed_whole_runs.gpu}
+        result = measures[cell](quick)
 
     about = {"date": begin.isoformat(timespec="seconds"), "threads": torch.get_num_threads(), "quick": quick}
-    about |= {"peak_bytes": speed_cells.peak_bytes(), "versions": package_versions()}
+    about |= {"peak_bytes": peak_bytes(), "versions": package_versions()}
     (folder / f"speed_{cell}.json").write_text(json.dumps(result | about, indent=2) + "\n")
 
 
