@@ -16,6 +16,7 @@ from torch import Tensor
 
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.evaluation import EncodedImages, accuracy, attack_result
+from peft_cbpt.hub.evidence import suspected
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 
 RESULTS_FILE = "results.json"
@@ -89,6 +90,8 @@ def print_table(results: Mapping[str, Any], output: Path) -> None:
     print(f"\n{'%':<{width}}   before    after")
     for label, before, after in rows:
         print(f"{label:<{width}}  {100 * before:7.2f}  {100 * after:7.2f}")
+    if sentence := suspected(results):
+        print(f"\n{sentence}")
     for what, skipped in results["skipped"].items():
         print_skipped(what, skipped)
     print(f"\nadapter, {RESULTS_FILE} and picture: {output}")

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from peft_cbpt.hub.adapter_folder import POCKET_PREFIX, base_name, find_pictures, read_results
-from peft_cbpt.hub.evidence import TASK, is_hub_dataset, measured_dataset, model_index
+from peft_cbpt.hub.evidence import TASK, is_hub_dataset, measured_dataset, model_index, suspected
 from peft_cbpt.tuner import CBPTConfig
 
 CARD_FILE = "README.md"
@@ -82,6 +82,7 @@ def make_card(
         results=results,
         test_dataset=measured_dataset(results) if results else None,
         rows=_rows(results) if results else [],
+        suspected=suspected(results) if results else None,
         settings={name: results["settings"][name] for name in SHOWN_SETTINGS if name in results["settings"]}
         if results
         else {},

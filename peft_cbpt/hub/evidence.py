@@ -62,3 +62,14 @@ def eval_results_file(results: Mapping[str, Any]) -> tuple[str, bytes] | None:
     )
     content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
     return f".eval_results/{dataset.replace('/', '__')}.yaml", content.encode()
+
+
+def suspected(results: Mapping[str, Any]) -> str | None:
+    """One sentence on what the search for the backdoor's target found; None if it was not looked for."""
+    suspects = results.get("suspects")
+    if suspects is None:
+        return None
+    if not suspects:
+        return "No class stands out as the target of a backdoor: if there is one, it may have outlived this."
+    names = ", ".join(f"{one['class']} (by {one['evidence']}, {one['score']:.2f})" for one in suspects)
+    return f"The model seems backdoored towards: {names}."

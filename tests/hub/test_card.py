@@ -61,3 +61,15 @@ def test_pictures_and_pages_are_shown(adapter):
 def test_no_card_names_a_path(name):
     config = CBPTConfig(class_names=["dog", "cat"], base_model_name_or_path=name)
     assert name not in str(make_card(config, None, []))
+
+
+@pytest.mark.parametrize(
+    ("suspects", "said"),
+    [(None, None), ([], "No class stands out"), ([{"class": "dog", "evidence": "words", "score": 0.9}], "towards: dog")],
+)
+def test_the_card_says_what_was_suspected(adapter, suspects, said):
+    results = read_results(adapter) | {"suspects": suspects}
+    card = str(make_card(read_adapter(adapter), results, []))
+    assert (said or "All figures") in card and ("backdoor" in card.split("results.json`.")[1].split("##")[0]) == (
+        said is not None
+    )
