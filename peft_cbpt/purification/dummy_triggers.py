@@ -8,7 +8,7 @@ Instead of a perturbation of its own for every image, towards the image's runner
   moved towards the suspect's name (v_pos).
 
 Which one is drawn anew in every epoch. Where no class stands out, a small share of the images gets an embedded trigger
-of one of the classes that came nearest to it.
+of one of the classes with the lowest alignment.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ EMBEDDED = (0.45, 0.6)
 """Range of the part that v_pos has in an embedded trigger."""
 PERTURBED_SHARE = 0.2
 """Of the images, in every epoch; more of them cost clean accuracy."""
-UNSUSPECTED_SHARE = 0.1
+UNSUSPECTED_SHARE = 0.05
 
 
 @dataclass

@@ -18,8 +18,8 @@ MISALIGNED = -2.1
 FEWEST_CLASSES = 40
 """Of fewer classes, none is told from the others by its alignment."""
 MOST_SUSPECTS = 3
-N_CANDIDATES = 3
-"""From the alignment and from each search, where nothing stands out."""
+N_CANDIDATES = 4
+"""Where nothing stands out: the classes with the lowest alignment."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Suspicion:
 
     Args:
         suspects: Classes that stand out; at most `MOST_SUSPECTS`.
-        candidates: Where none does, the classes that came nearest to it.
+        candidates: Where none does, the classes with the lowest alignment.
     """
 
     suspects: list[Suspect]
@@ -145,5 +145,5 @@ def suspicion(clean: CleanCosines, searches: Sequence[Tensor], after_words: Sequ
         or reached_names(after_words, REACHED_AFTER_WORD, "words")
         or misaligned_names(scores)
     )
-    candidates = [one.topk(min(N_CANDIDATES, len(one))).indices for one in (*searches, -scores)]
-    return Suspicion(suspects, [] if suspects else torch.cat(candidates).unique().tolist())
+    lowest = scores.topk(min(N_CANDIDATES, len(scores)), largest=False).indices.sort().values
+    return Suspicion(suspects, [] if suspects else lowest.tolist())

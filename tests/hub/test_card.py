@@ -65,7 +65,11 @@ def test_no_card_names_a_path(name):
 
 @pytest.mark.parametrize(
     ("suspects", "said"),
-    [(None, None), ([], "No class stands out"), ([{"class": "dog", "evidence": "words", "score": 0.9}], "towards: dog")],
+    [
+        (None, None),
+        ([], "No class stands out"),
+        ([{"class": "dog", "evidence": "words", "score": 0.9}], "towards: dog"),
+    ],
 )
 def test_the_card_says_what_was_suspected(adapter, suspects, said):
     results = read_results(adapter) | {"suspects": suspects}
