@@ -10,9 +10,9 @@ from torch import Tensor
 
 MAD_TO_STD = 1.4826
 REACHED = 0.76
-"""`reach` from which a name is a suspect; up to 0.75 on pocket CLIPs whose backdoor aims elsewhere, or without one."""
+"""`reach` from which a name is a suspect."""
 REACHED_AFTER_WORD = 0.86
-"""The same for a name with a word before it; up to 0.79 without a backdoor of two keys, 0.93 and more with one."""
+"""The same for a name with a word before it, which brings any name nearer."""
 MISALIGNED = -2.1
 """`misalignment` from which the class furthest from its own name is a suspect."""
 FEWEST_CLASSES = 40

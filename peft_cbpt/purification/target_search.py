@@ -12,7 +12,15 @@ from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.clip.processes import from_all_processes
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
-from peft_cbpt.purification.suspects import CleanCosines, Suspicion, clean_cosines, reach, suspicion
+from peft_cbpt.purification.suspects import (
+    REACHED,
+    CleanCosines,
+    Suspicion,
+    clean_cosines,
+    reach,
+    reached_names,
+    suspicion,
+)
 from peft_cbpt.purification.universal import collapse, universal_trigger
 
 SEARCH_IMAGES = 32
@@ -98,8 +106,7 @@ def find_suspects(
         with torch.no_grad():
             collapsed.append(encode_image((pixels + delta).clamp(0, 1)))
     reached = [reach(features, text.class_features, clean) for features in collapsed]
-    found = suspicion(clean, reached)
-    if not any(one.evidence == "collapse" for one in found.suspects) and len(text.words):
-        after = reach_after_words(collapsed[-SEARCHES:], text, clean, keyed_generator("words", seed))
-        found = suspicion(clean, reached, after)
-    return from_all_processes(found)[0]
+    after_words: list[Tensor] = []
+    if len(text.words) and not reached_names(reached, REACHED, "collapse"):
+        after_words = reach_after_words(collapsed[-SEARCHES:], text, clean, keyed_generator("words", seed))
+    return from_all_processes(suspicion(clean, reached, after_words))[0]

@@ -46,12 +46,10 @@ def test_clean_cosines_are_means_over_a_class_and_over_other_names():
     assert cosines.others == pytest.approx((0.8 + 0.6) / 8) and cosines.shots == 1
 
 
-@given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=30), st.floats(0.5, 3), st.floats(-1, 1))
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=30, unique=True), st.floats(0.5, 3), st.floats(-1, 1))
 def test_robust_z_is_blind_to_shift_and_scale(values, scale, shift):
-    z = robust_z(torch.tensor(values, dtype=torch.float64))
-    moved = robust_z(torch.tensor(values, dtype=torch.float64) * scale + shift)
-    if (torch.tensor(values, dtype=torch.float64).diff().abs() > 1e-3).all():
-        torch.testing.assert_close(moved, z, rtol=1e-6, atol=1e-6)
+    values = torch.tensor(values, dtype=torch.float64) / 1000
+    torch.testing.assert_close(robust_z(values * scale + shift), robust_z(values), rtol=1e-6, atol=1e-6)
 
 
 def test_equal_values_are_no_outliers():
