@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from peft_cbpt.tuner.last_layer import only_pooled_tokens
+
 EncodeImage = Callable[[Tensor], Tensor]
 
 
@@ -39,7 +41,8 @@ def image_encoder(clip: CLIPModel, normalize: PixelNormalizer) -> EncodeImage:
     """
 
     def encode_image(pixels: Tensor) -> Tensor:
-        features = clip.get_image_features(pixel_values=normalize(pixels).to(clip.dtype)).pooler_output
+        with only_pooled_tokens(clip.vision_model):
+            features = clip.get_image_features(pixel_values=normalize(pixels).to(clip.dtype)).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
     return encode_image

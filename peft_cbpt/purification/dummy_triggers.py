@@ -103,23 +103,36 @@ def add_universal_triggers(
     seed: int,
     batch_size: int,
 ) -> None:
-    """Put what `store` lacks into it: all images under universal triggers towards targets, each process its share."""
-    own_rows = own_share(torch.arange(len(bank.labels)))
-    jobs = [(target, budget) for target in targets for budget in range(len(TRIGGER_RMS))]
-    chosen = search_rows(bank.labels, keyed_generator("universal trigger", seed)) if jobs else []
-    pixels = load_pixels(chosen).to(bank.features.device) if jobs else torch.empty(0)
-    for label, budget in tqdm(jobs, desc="universal triggers", leave=False, disable=not jobs):
-        keys = torch.tensor([[row, label, budget] for row in own_rows.tolist()])
-        missing = any(from_all_processes(len(store.missing(keys)) > 0))
-        if missing:
-            delta = universal_trigger(encode_image, pixels, approach(class_features[label]), TRIGGER_RMS[budget])
-            delta = from_all_processes(delta.cpu())[0].to(pixels.device)
-            for batch in keys[store.missing(keys)].split(batch_size):
+    """Put what `store` lacks into it: all images under universal triggers towards targets.
+
+    Each process finds its share of the triggers and encodes its share of the images under all of them.
+    """
+    own_rows = own_share(torch.arange(len(bank.labels))).tolist()
+    own_keys = {
+        (label, budget): torch.tensor([[row, label, budget] for row in own_rows])
+        for label in targets
+        for budget in range(len(TRIGGER_RMS))
+    }
+    lacking = [job for job, keys in own_keys.items() if len(store.missing(keys))]
+    wanted = sorted(set().union(*from_all_processes(lacking)))
+    if wanted:
+        pixels = load_pixels(search_rows(bank.labels, keyed_generator("universal trigger", seed)))
+        pixels = pixels.to(bank.features.device)
+        own_jobs = own_share(torch.tensor(wanted)).tolist()
+        found = [
+            universal_trigger(encode_image, pixels, approach(class_features[label]), TRIGGER_RMS[budget]).cpu()
+            for label, budget in tqdm(own_jobs, desc="universal triggers", leave=False)
+        ]
+        deltas = [delta for share in from_all_processes(found) for delta in share]
+        jobs = list(zip(wanted, deltas, strict=True))
+        for job, delta in tqdm(jobs, desc="images under universal triggers", leave=False):
+            for batch in own_keys[job][store.missing(own_keys[job])].split(batch_size):
                 if not len(batch):  # this process lacks nothing
                     continue
                 with torch.no_grad():
                     images = load_pixels(batch[:, 0].tolist()).to(pixels.device)
-                    store.add(batch, encode_image((images + delta).clamp(0, 1)))
+                    store.add(batch, encode_image((images + delta.to(pixels.device)).clamp(0, 1)))
+    for keys in own_keys.values():
         for others, features in from_all_processes((keys, store.look_up(keys))):
             new = store.missing(others)
             if len(new):

@@ -9,9 +9,10 @@ from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
-from peft_cbpt.clip.processes import from_all_processes
+from peft_cbpt.clip.processes import from_all_processes, own_share
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
+from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.suspects import (
     REACHED,
     CleanCosines,
@@ -83,30 +84,60 @@ def reach_after_words(
     alone = text.encode_words(ids)
     nearest = [ids[(alone @ features.mean(0)).topk(min(WORDS, len(ids))).indices].tolist() for features in searches]
     tried = sorted({word for words in nearest for word in words})
-    prompts = {
-        word: text.encode_prompts(word) for word in tqdm(tried, desc="looking for a key in the text", leave=False)
+    own = own_share(torch.tensor(tried)).tolist()
+    encoded = {
+        word: text.encode_prompts(word).cpu() for word in tqdm(own, desc="looking for a key in the text", leave=False)
     }
+    prompts = {word: one.to(ids.device) for share in from_all_processes(encoded) for word, one in share.items()}
     return [
         torch.stack([reach(features, prompts[word], clean) for word in words]).amax(0)
         for features, words in zip(searches, nearest, strict=True)
     ]
 
 
-def find_suspects(
-    encode_image: EncodeImage, load_pixels: LoadPixels, bank: FeatureBank, text: FrozenText, seed: int
-) -> Suspicion:
-    """The classes that a backdoor may aim at, by all kinds of evidence; all processes get the first one's."""
-    clean, collapsed = clean_cosines(bank.features, bank.labels, text.class_features), []
+def collapsed_features(
+    encode_image: EncodeImage, load_pixels: LoadPixels, bank: FeatureBank, rms: float, generator: np.random.Generator
+) -> Tensor:
+    """Features (B, D) of a few images under a universal trigger that makes them alike."""
+    pixels = load_pixels(search_rows(bank.labels, generator)).to(bank.features.device)
+    start = torch.from_numpy(generator.standard_normal(pixels.shape[1:])).float()
+    delta = universal_trigger(encode_image, pixels, collapse, rms, start)
+    with torch.no_grad():
+        return encode_image((pixels + delta).clamp(0, 1))
+
+
+def search_for_collapse(
+    encode_image: EncodeImage, load_pixels: LoadPixels, bank: FeatureBank, seed: int, store: FeatureStore
+) -> list[Tensor]:
+    """`collapsed_features` of every search; each process does its share of those that `store` lacks.
+
+    They are kept by (number of the search, number of the image).
+    """
     searches = [(rms, number) for rms in SEARCH_RMS for number in range(SEARCHES)]
-    for rms, number in tqdm(searches, desc="looking for the target", leave=False):
-        generator = keyed_generator("collapse", seed, rms, number)
-        pixels = load_pixels(search_rows(bank.labels, generator)).to(bank.features.device)
-        start = torch.from_numpy(generator.standard_normal(pixels.shape[1:])).float()
-        delta = universal_trigger(encode_image, pixels, collapse, rms, start)
-        with torch.no_grad():
-            collapsed.append(encode_image((pixels + delta).clamp(0, 1)))
+    n_images = min(SEARCH_IMAGES, len(bank.labels))
+    own = own_share(torch.arange(len(searches))).tolist()
+    found = []
+    for index in tqdm(own, desc="looking for the target", leave=False):
+        keys = torch.tensor([[index, image] for image in range(n_images)])
+        if len(store.missing(keys)):
+            generator = keyed_generator("collapse", seed, *searches[index])
+            store.add(keys, collapsed_features(encode_image, load_pixels, bank, searches[index][0], generator))
+        found.append(store.look_up(keys))
+    return [features.to(bank.features) for share in from_all_processes(found) for features in share]
+
+
+def find_suspects(collapsed: list[Tensor], bank: FeatureBank, text: FrozenText, seed: int) -> Suspicion:
+    """The classes that a backdoor may aim at, by all kinds of evidence; all processes must call.
+
+    Args:
+        collapsed: From `search_for_collapse`.
+        bank: The clean images.
+        text: The frozen text tower.
+        seed: Seed of the choice of words.
+    """
+    clean = clean_cosines(bank.features, bank.labels, text.class_features)
     reached = [reach(features, text.class_features, clean) for features in collapsed]
     after_words: list[Tensor] = []
-    if len(text.words) and not reached_names(reached, REACHED, "collapse"):
+    if any(from_all_processes(len(text.words) > 0 and not reached_names(reached, REACHED, "collapse"))):
         after_words = reach_after_words(collapsed[-SEARCHES:], text, clean, keyed_generator("words", seed))
     return from_all_processes(suspicion(clean, reached, after_words))[0]

@@ -16,6 +16,7 @@ from peft_cbpt.errors import InputError
 from peft_cbpt.purification.disk_cache import fingerprint
 from peft_cbpt.purification.dummy_triggers import TRIGGER_RMS
 from peft_cbpt.purification.inversion import InversionSettings
+from peft_cbpt.purification.target_search import SEARCH_IMAGES, SEARCH_RMS, SEARCHES
 from peft_cbpt.purification.universal import STEPS
 from peft_cbpt.training.samples import Samples
 
@@ -37,6 +38,12 @@ def inversion_key(
     inversion = {name: str(value) for name, value in asdict(settings).items()}
     key = {"bank": bank, "inversion": inversion, "positives": positives, "dtype": dtype}
     return key | {"seed": seed} if positives == "random" else key
+
+
+def search_key(bank: dict[str, Any], seed: int) -> dict[str, Any]:
+    """All that the images of the search for the target depend on."""
+    search = {"rms": list(SEARCH_RMS), "searches": SEARCHES, "images": SEARCH_IMAGES, "steps": STEPS}
+    return {"bank": bank, "search": search, "seed": seed}
 
 
 def universal_key(bank: dict[str, Any], class_features: Tensor, seed: int) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class CleanCLIPTrainer(ContrastiveTrainer):
             name.removeprefix("augmented_"): inputs.pop(name) for name in list(inputs) if name.startswith("augmented_")
         }
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        augmented = model(**views)
+        augmented = self.encode(model, views)
         scale = self.accelerator.unwrap_model(model).logit_scale.exp()
         for name in ("image_embeds", "text_embeds"):
             own, view = getattr(outputs, name).float(), getattr(augmented, name).float()

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSam
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from peft_cbpt.clip.pixels import PixelNormalizer
+from peft_cbpt.tuner.last_layer import only_pooled_tokens
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -91,9 +92,14 @@ class ContrastiveTrainer(Trainer):
         self.n_poisoned += int(inputs.pop("n_poisoned", 0))
         with torch.no_grad():
             self.accelerator.unwrap_model(model).logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        outputs = model(**inputs)
+        outputs = self.encode(model, inputs)
         ids = inputs["input_ids"]
         same_caption = (ids[:, None] == ids[None]).all(-1)
         scale = self.accelerator.unwrap_model(model).logit_scale.exp()
         loss = contrastive_loss(outputs.image_embeds.float(), outputs.text_embeds.float(), scale, same_caption)
         return (loss, outputs) if return_outputs else loss
+
+    def encode(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
+        """The CLIP's output for a batch of pairs."""
+        with only_pooled_tokens(self.accelerator.unwrap_model(model).vision_model):
+            return model(**inputs)

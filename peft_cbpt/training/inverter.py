@@ -15,10 +15,10 @@ from peft_cbpt.purification.disk_cache import DiskCache, default_cache_dir
 from peft_cbpt.purification.dummy_triggers import DummyTriggers, add_universal_triggers
 from peft_cbpt.purification.feature_bank import build_feature_bank
 from peft_cbpt.purification.feature_store import FeatureStore
-from peft_cbpt.purification.target_search import FrozenText, find_suspects
+from peft_cbpt.purification.target_search import FrozenText, find_suspects, search_for_collapse
 from peft_cbpt.purification.trigger_inverter import TriggerInverter
 from peft_cbpt.training.cbpt_arguments import DTYPES, CBPTTrainingArguments
-from peft_cbpt.training.checkpoints import bank_key, inversion_key, universal_key
+from peft_cbpt.training.checkpoints import bank_key, inversion_key, search_key, universal_key
 from peft_cbpt.training.memory import image_batch_size
 from peft_cbpt.training.samples import Samples
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
@@ -131,7 +131,9 @@ def make_dummy_triggers(
     encode, bank = inverter.encode_image, inverter.bank
     with torch.no_grad(), model.disable_adapter():
         text = frozen_text(model)
-        suspicion = find_suspects(encode, images.load, bank, text, seed)
+        searches = FeatureStore(cache.open("searches", search_key(bank_of, seed)) if cache else None)
+        collapsed = search_for_collapse(encode, images.load, bank, seed, searches)
+        suspicion = find_suspects(collapsed, bank, text, seed)
     class_features, targets = text.class_features, [suspect.label for suspect in suspicion.suspects]
     store = FeatureStore(cache.open("universal", universal_key(bank_of, class_features, seed)) if cache else None)
     add_universal_triggers(encode, images.load, bank, class_features, targets, store, seed, inverter.batch_size)

@@ -15,7 +15,7 @@ from torch import Tensor
 from peft_cbpt.clip.pixels import EncodeImage
 
 GIB = 2**30
-TEXT_BUDGET = {"cpu": 2.5 * GIB, "cuda": 6 * GIB}
+TEXT_BUDGET = {"cpu": 2.2 * GIB, "cuda": 6 * GIB}
 IMAGE_BUDGET = {"cpu": 1.25 * GIB, "cuda": 6 * GIB}
 LARGEST_BATCH = 256
 WORKING_SHARE = 1 / 8

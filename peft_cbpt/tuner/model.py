@@ -16,6 +16,7 @@ from peft_cbpt.tuner.base import check_base, check_prompts, load_tokenizer
 from peft_cbpt.tuner.config import CBPTConfig
 from peft_cbpt.tuner.export import KINDS, load_image_processor, write_clip, write_text_features
 from peft_cbpt.tuner.fingerprint import check_base_fingerprint
+from peft_cbpt.tuner.last_layer import only_pooled_tokens
 from peft_cbpt.tuner.layer import CBPTEmbedding
 
 
@@ -162,7 +163,9 @@ class CBPTModel(BaseTuner):
             write_clip(folder, self.model, name, config, tokenizer, image_processor)
 
     def _encode(self, input_ids: torch.Tensor) -> torch.Tensor:
-        features = self.model.get_text_features(input_ids=input_ids, return_dict=True).pooler_output
+        ends = (input_ids == input_ids[:, -1:]).int().argmax(1)  # every prompt is filled up with EOS
+        with only_pooled_tokens(self.model.text_model, ends):
+            features = self.model.get_text_features(input_ids=input_ids, return_dict=True).pooler_output
         return F.normalize(features.float(), dim=-1)
 
     def _active_name(self) -> str:

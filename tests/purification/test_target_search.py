@@ -13,8 +13,17 @@ from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.purification.feature_bank import FeatureBank
+from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.suspects import CleanCosines, reach
-from peft_cbpt.purification.target_search import FrozenText, find_suspects, reach_after_words, search_rows
+from peft_cbpt.purification.target_search import (
+    SEARCH_RMS,
+    SEARCHES,
+    FrozenText,
+    find_suspects,
+    reach_after_words,
+    search_for_collapse,
+    search_rows,
+)
 from peft_cbpt.training.inverter import frozen_text
 
 CLASSES = class_names()[:30]
@@ -45,8 +54,30 @@ def test_the_target_of_the_shipped_backdoor_is_found_and_none_on_the_clean_model
     encode = image_encoder(clip.model, clip.normalize)
     bank = FeatureBank(encode_in_batches(encode, pixels), labels, [])
     with torch.no_grad(), model.disable_adapter():
-        found = find_suspects(encode, lambda rows: pixels[list(rows)], bank, frozen_text(model), seed=0)
+        collapsed = search_for_collapse(encode, lambda rows: pixels[list(rows)], bank, 0, FeatureStore())
+        found = find_suspects(collapsed, bank, frozen_text(model), seed=0)
     assert [one.label for one in found.suspects] == suspects and bool(found.candidates) == (not suspects)
+
+
+def test_searches_are_kept_and_not_made_twice():
+    bank = FeatureBank(torch.eye(8), torch.arange(8), [])
+    pixels = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(48, 8, generator=torch.Generator().manual_seed(1))
+    calls = []
+
+    def encode(images):
+        calls.append(len(images))
+        return F.normalize(images.flatten(1) @ weight, dim=1)
+
+    store = FeatureStore()
+    arguments = (encode, lambda rows: pixels[list(rows)], bank, 0)
+    found = search_for_collapse(*arguments, store)
+    assert len(found) == SEARCHES * len(SEARCH_RMS) and len(store) == len(found) * 8 and calls
+    calls.clear()
+    again = search_for_collapse(*arguments, store)
+    assert not calls and all(torch.equal(*pair) for pair in zip(found, again, strict=True))
+    fresh = search_for_collapse(*arguments, FeatureStore())
+    assert all(torch.equal(*pair) for pair in zip(found, fresh, strict=True))
 
 
 def test_the_frozen_text_is_that_of_the_base_model():

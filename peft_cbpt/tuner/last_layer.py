@@ -1,0 +1,61 @@
+"""The last layer of a transformer tower, computed for the one token that becomes the feature.
+
+What this layer makes of other tokens is read by nobody, so all but their keys and values is left out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+
+@contextmanager
+def only_pooled_tokens(tower: Any, positions: Tensor | None = None) -> Iterator[None]:
+    """Within this context the pooled output of a CLIP's tower is as before, to rounding; its other tokens are not.
+
+    Args:
+        tower: `vision_model`, whose first token is pooled, or `text_model`. One without transformer layers, such as a
+            ResNet, computes as ever, and so does a compiled one.
+        positions: int64 (B,), the token that is pooled in each text; every token sees those before it.
+    """
+    layer: Any = tower.encoder.layers[-1] if hasattr(tower, "encoder") else None
+    plain = isinstance(layer, CLIPEncoderLayer) and "forward" not in vars(layer)
+    if torch.compiler.is_compiling() or not plain or (layer.training and layer.self_attn.dropout > 0):
+        yield
+        return
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if positions is None:
+            return _last_layer(layer, hidden_states, hidden_states[:, :1], None)
+        rows, places = (
+            torch.arange(len(hidden_states), device=hidden_states.device),
+            positions.to(hidden_states.device),
+        )
+        seen = torch.arange(hidden_states.shape[1], device=hidden_states.device) <= places[:, None]
+        pooled = _last_layer(layer, hidden_states, hidden_states[rows, places][:, None], seen[:, None, None])
+        return hidden_states.index_put((rows, places), pooled[:, 0])
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+def _last_layer(layer: Any, hidden: Tensor, pooled: Tensor, seen: Tensor | None) -> Tensor:
+    """(B, 1, D), what the layer makes of `pooled` (B, 1, D), which attends to those of `hidden` (B, L, D) it sees."""
+    attention = layer.self_attn
+
+    def heads(tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+    around = layer.layer_norm1(hidden)
+    own = layer.layer_norm1(pooled) if seen is not None else around[:, :1]
+    keys, values = heads(attention.k_proj(around)), heads(attention.v_proj(around))
+    mixed = F.scaled_dot_product_attention(heads(attention.q_proj(own)), keys, values, seen, scale=attention.scale)
+    pooled = pooled + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return pooled + layer.mlp(layer.layer_norm2(pooled))
