@@ -93,15 +93,28 @@ def table() -> str:
         notes.append(
             f"glibc thresholds: {seconds['default']:.0f} s by default, {seconds['kept']:.0f} s with memory kept."
         )
-    if processes := stored("processes"):
-        parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in processes["seconds"].items())
-        notes.append(f"Processes: {parts}; largest difference {processes['largest_context_difference']:.1e}.")
+    for target, runs in (stored("processes") or {"targets": {}})["targets"].items():
+        notes.append(_about_processes(target, runs))
     if gpu := stored("gpu"):
         memory_gb = gpu["gpu_peak_bytes"] / 1e9
         notes.append(f"{gpu['device']}: {gpu['classes']} classes in {gpu['seconds']:.0f} s, {memory_gb:.1f} GB.")
     if absent := [cell for cell in CELLS if stored(cell) is None]:
         notes.append(f"Not measured yet: {', '.join(absent)}.")
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
+
+
+def _about_processes(target: str, runs: dict) -> str:
+    seconds = runs["seconds"]
+    one, every, two, at_once = (seconds[name] for name in (
+        "one process, one thread", "one process, all threads", "two processes, one thread each",
+        "two such runs at once"))  # fmt: skip
+    return (
+        f'Processes, `target="{target}"`: one process {one:.0f} s with one thread and {every:.0f} s with all; two '
+        f"processes with one thread each {two:.0f} s, {one / two:.2f} and {every / two:.2f} times as fast. Two runs "
+        f"of one thread that have nothing to do with each other take {at_once:.0f} s at the same time: this machine "
+        f"allows {2 * one / at_once:.2f} times. Largest difference of the context "
+        f"{runs['largest_context_difference']:.1e}."
+    )
 
 
 def draw() -> None:

@@ -33,43 +33,61 @@ def shape(name: str, quick: bool, pairs_per_image: float) -> dict:
         return scale * seconds_of(work, repeats)
 
     with torch.no_grad():
-        clean_seconds = per_batch(lambda: straightforward.encode_image(clip, images))
-        flops_forward = flops_of(lambda: straightforward.encode_image(clip, images)) / batch
-    invert_seconds = per_batch(lambda: straightforward.invert(clip, images, positives, negatives, plain))
-    flops_inversion = flops_of(lambda: straightforward.invert(clip, images, positives, negatives, plain)) / batch
+        clean = per_batch(lambda: straightforward.encode_image(clip, images))
+    invert = per_batch(lambda: straightforward.invert(clip, images, positives, negatives, plain))
+    flops = {"straightforward": _image_flops(
+        lambda few: straightforward.encode_image(clip, few),
+        lambda few: straightforward.invert(clip, few, positives[:1], negatives[:1], plain), images,
+    )}  # fmt: skip
     prefer_channels_last(clip.vision_model)
     encoder = image_encoder(clip, PixelNormalizer())
     own_batch = min(batch, 2) if quick else image_batch_size(encoder, images[:1], clip)
     own = images[:1].expand(own_batch, -1, -1, -1).contiguous()
-    goal = positives[:1].expand(own_batch, -1)
 
-    def invert_ours() -> torch.Tensor:
-        delta = invert_triggers(encoder, own, goal, -goal, BUDGET)
+    def invert_ours(images: torch.Tensor) -> torch.Tensor:
+        goal = positives[:1].expand(len(images), -1)
+        return invert_triggers(encoder, images, goal, -goal, BUDGET)
+
+    def invert_and_encode() -> None:
+        delta = invert_ours(own)
         with torch.no_grad():
-            return encoder(own + delta)
+            encoder(own + delta)
 
-    our_image_seconds = seconds_of(invert_ours, repeats) / own_batch
+    with torch.no_grad():
+        own_clean = seconds_of(lambda: encoder(own), repeats) / own_batch
+    own_inversion = seconds_of(invert_and_encode, repeats) / own_batch
+    flops["ours"] = _image_flops(encoder, invert_ours, images)
+    timed = {"straightforward clean batch": clean, "straightforward inversion of a batch": invert,
+             "own clean image": own_clean, "own inversion of an image": own_inversion}  # fmt: skip
     cells = []
     for n in (4, 10) if quick else (10, 100, 1000):
-        cells.append(
-            _totals(clip, name, n, repeats, width, clean_seconds, invert_seconds, our_image_seconds, pairs_per_image)
-            | _flops(clip, n, width, flops_forward, flops_inversion, pairs_per_image)
-        )
+        cells.append(_totals(clip, n, repeats, width, timed, pairs_per_image)
+                     | _flops(clip, n, width, flops, pairs_per_image))  # fmt: skip
         print(f"{name}, {n} classes: {cells[-1]['times_faster']:.1f} times faster", flush=True)
     return {"shape": name, "own_inversion_batch": own_batch, "pairs_per_image": pairs_per_image, "cells": cells}
 
 
-def _plain_step(clip, model, n: int) -> Callable[[], object]:
-    timed_classes = min(n, TEXT_CLASSES_STRAIGHTFORWARD)
+def _image_flops(encode: Callable, invert: Callable, images: torch.Tensor) -> tuple[int, int]:
+    """Of encoding one image, and of inverting one trigger."""
+    with torch.no_grad():
+        forward = flops_of(lambda: encode(images[:1]))
+    return forward, flops_of(lambda: invert(images[:1]))
+
+
+def _plain_prompts(clip, model, n: int) -> straightforward.PromptLearner:
     config = model.peft_config["default"]
-    context = next(parameter for parameter in model.parameters() if parameter.requires_grad).detach()[:timed_classes]
-    learner = straightforward.PromptLearner(
-        clip, config.class_token_ids[:timed_classes], config.bos_token_id, config.eos_token_id, context
+    context = next(parameter for parameter in model.parameters() if parameter.requires_grad).detach()[:n]
+    return straightforward.PromptLearner(
+        clip, config.class_token_ids[:n], config.bos_token_id, config.eos_token_id, context
     )
+
+
+def _plain_step(clip, model, n: int) -> Callable[[], object]:
+    learner = _plain_prompts(clip, model, min(n, TEXT_CLASSES_STRAIGHTFORWARD))
     return lambda: straightforward.encode_text(clip, learner).sum().backward()
 
 
-def _totals(clip, name, n, repeats, width, clean, invert, own_image, pairs) -> dict:
+def _totals(clip, n, repeats, width, timed, pairs) -> dict:
     model = attach_prompts(clip, n)
     step_ours = seconds_of(our_step(model, n, width), repeats)
     plain_text = seconds_of(_plain_step(clip, model, n), repeats) * n / min(n, TEXT_CLASSES_STRAIGHTFORWARD)
@@ -77,13 +95,15 @@ def _totals(clip, name, n, repeats, width, clean, invert, own_image, pairs) -> d
     n_images, steps = SHOTS * n, math.ceil(SHOTS * n / BATCH)
     straight = {
         "text tower": EPOCHS * steps * plain_text,
-        "clean images": EPOCHS * steps * clean,
-        "inversion": (EPOCHS - WARMUP) * steps * (invert + clean),
+        "clean images": EPOCHS * steps * timed["straightforward clean batch"],
+        "inversion": (EPOCHS - WARMUP)
+        * steps
+        * (timed["straightforward inversion of a batch"] + timed["straightforward clean batch"]),
     }
     ours = {
         "text tower": EPOCHS * steps * step_ours,
-        "clean images": n_images * clean / BATCH,
-        "inversion": n_images * pairs * own_image,
+        "clean images": n_images * timed["own clean image"],
+        "inversion": n_images * pairs * timed["own inversion of an image"],
     }
     totals = {"straightforward": sum(straight.values()), "ours": sum(ours.values())}
     return {
@@ -91,26 +111,29 @@ def _totals(clip, name, n, repeats, width, clean, invert, own_image, pairs) -> d
         "seconds_extrapolated": totals,
         "times_faster": totals["straightforward"] / totals["ours"],
         "seconds_by_stage": {"straightforward": straight, "ours": ours},
-        "timed": {"outer step": step_ours, "straightforward text step": plain_text, "clean batch": clean,
-                  "straightforward inversion of a batch": invert, "own inversion of an image": own_image},
+        "timed": timed | {"outer step": step_ours, "straightforward text step": plain_text},
         "straightforward_text_timed_on": min(n, TEXT_CLASSES_STRAIGHTFORWARD),
     }  # fmt: skip
 
 
-def _flops(clip, n, width, forward, inversion, pairs) -> dict:
+def _flops(clip, n, width, of_images, pairs) -> dict:
     model = attach_prompts(clip, n)
     lengths = model.class_prompt_lengths()
     done_text = flops_of(our_step(model, n, width))
     with torch.no_grad():
         one = flops_of(lambda: model.encode_class_prompts([0]))
+        learner = _plain_prompts(clip, model, 1)
+        one_plain = flops_of(lambda: straightforward.encode_text(clip, learner))
     model.unload()
     per_token = one / lengths[0]
     needed_text = 2 * per_token * sum(lengths)
     filled = sum(len(group) * max(lengths[index] for index in group) for group in length_buckets(lengths))
     steps, n_images = EPOCHS * math.ceil(SHOTS * n / BATCH), SHOTS * n
+    forward, inversion = of_images["ours"]
     images = n_images * (forward + pairs * (inversion + forward))
+    forward, inversion = of_images["straightforward"]
     straight = n_images * (EPOCHS * forward + (EPOCHS - WARMUP) * (inversion + forward))
-    straight += steps * 2 * per_token * straightforward.CONTEXT_LENGTH * n
+    straight += steps * 2 * one_plain * n
     return {
         "flops": {"straightforward": straight, "ours": images + steps * done_text,
                   "needed": images + steps * needed_text},

@@ -96,6 +96,7 @@ class CBPTTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Batches are row numbers only."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "The context is always used."})
+    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "No buffer changes."})
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Column of labels."})
 
     def __post_init__(self) -> None:

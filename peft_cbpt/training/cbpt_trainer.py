@@ -173,8 +173,10 @@ class CBPTTrainer(Trainer):
             self.inverter.prefetch(torch.cat([ahead, rows]), torch.cat([targets, pseudo_targets]))
 
     def start_epoch(self) -> None:
-        """Forget what the epoch before has seen."""
+        """Forget what the epoch before has seen, and encode what this one will look up."""
         self._unvisited.fill_(True)
+        if self.dummy_triggers is not None and self._epoch >= self.args.warmup_epochs:
+            self.dummy_triggers.start_epoch(self._epoch)
         self.epoch_log = EpochLog()
 
     def prediction_step(

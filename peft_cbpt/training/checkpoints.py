@@ -14,10 +14,10 @@ from torch import Tensor
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.errors import InputError
 from peft_cbpt.purification.disk_cache import fingerprint
-from peft_cbpt.purification.dummy_triggers import TRIGGER_RMS
 from peft_cbpt.purification.inversion import InversionSettings
 from peft_cbpt.purification.target_search import SEARCH_IMAGES, SEARCH_RMS, SEARCHES
 from peft_cbpt.purification.universal import STEPS
+from peft_cbpt.purification.universal_features import TRIGGER_RMS
 from peft_cbpt.training.samples import Samples
 
 JOB_FILE = "job.json"
@@ -47,7 +47,7 @@ def search_key(bank: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def universal_key(bank: dict[str, Any], class_features: Tensor, seed: int) -> dict[str, Any]:
-    """All that features under universal triggers depend on; prompts are told by their features, to 1e-4."""
+    """All that universal triggers, and features under them, depend on; prompts are told by their features, to 1e-4."""
     prompts = hashlib.sha256((class_features.cpu().double() * 1e4).round().numpy().tobytes()).hexdigest()
     return {"bank": bank, "prompts": prompts, "rms": list(TRIGGER_RMS), "steps": STEPS, "seed": seed}
 

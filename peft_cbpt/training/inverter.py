@@ -12,11 +12,12 @@ from torch.utils.data import Dataset
 
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
 from peft_cbpt.purification.disk_cache import DiskCache, default_cache_dir
-from peft_cbpt.purification.dummy_triggers import DummyTriggers, add_universal_triggers
+from peft_cbpt.purification.dummy_triggers import DummyTriggers
 from peft_cbpt.purification.feature_bank import build_feature_bank
 from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.target_search import FrozenText, find_suspects, search_for_collapse
 from peft_cbpt.purification.trigger_inverter import TriggerInverter
+from peft_cbpt.purification.universal_features import UniversalFeatures, universal_triggers
 from peft_cbpt.training.cbpt_arguments import DTYPES, CBPTTrainingArguments
 from peft_cbpt.training.checkpoints import bank_key, inversion_key, search_key, universal_key
 from peft_cbpt.training.memory import image_batch_size
@@ -135,6 +136,8 @@ def make_dummy_triggers(
         collapsed = search_for_collapse(encode, images.load, bank, seed, searches)
         suspicion = find_suspects(collapsed, bank, text, seed)
     class_features, targets = text.class_features, [suspect.label for suspect in suspicion.suspects]
-    store = FeatureStore(cache.open("universal", universal_key(bank_of, class_features, seed)) if cache else None)
-    add_universal_triggers(encode, images.load, bank, class_features, targets, store, seed, inverter.batch_size)
-    return DummyTriggers(bank, class_features, suspicion, store, seed)
+    key = universal_key(bank_of, class_features, seed)
+    kept, features = (FeatureStore(cache.open(kind, key) if cache else None) for kind in ("triggers", "universal"))
+    triggers = universal_triggers(encode, images.load, bank, class_features, targets, kept, seed)
+    universal = UniversalFeatures(encode, images.load, triggers, features, inverter.batch_size)
+    return DummyTriggers(bank, class_features, suspicion, universal, seed)

@@ -2,18 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peft_cbpt.clip.pixels import image_encoder
-from peft_cbpt.evaluation import encode_in_batches, template_text_features
-from peft_cbpt.purification.dummy_triggers import (
-    EMBEDDED,
-    TRIGGER_RMS,
-    DummyTriggers,
-    add_universal_triggers,
-)
+from peft_cbpt.purification.dummy_triggers import EMBEDDED, DummyTriggers
 from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.suspects import Suspect, Suspicion
-from tests.conftest import FEW_CLASSES
+from peft_cbpt.purification.universal_features import TRIGGER_RMS
 
 N, CLASSES, WIDTH = 400, 5, 16
 
@@ -78,22 +71,17 @@ def test_without_suspects_few_images_are_moved_towards_candidates(bank, names):
     assert 0.02 < moved.float().mean() < 0.16 and set(targets[moved].tolist()) == {0, 4}
 
 
-def test_universal_features_are_kept_and_not_made_twice(poisoned_clip, few_shots, monkeypatch):
-    poisoned_clip.model.requires_grad_(False)
-    encode = image_encoder(poisoned_clip.model, poisoned_clip.normalize)
-    pixels = torch.stack([few_shots[row]["pixel_values"] for row in range(len(few_shots))]).float() / 255
-    labels = torch.tensor([few_shots[row]["labels"] for row in range(len(few_shots))])
-    bank = FeatureBank(encode_in_batches(encode, pixels), labels, [])
-    text = template_text_features(poisoned_clip.model, poisoned_clip.tokenizer, FEW_CLASSES)
-    store = FeatureStore()
-    arguments = (encode, lambda rows: pixels[list(rows)], bank, text, [0], store, 0, 7)
-    add_universal_triggers(*arguments)
-    assert len(store) == len(pixels) * len(TRIGGER_RMS)
-    keys = torch.tensor([[row, 0, len(TRIGGER_RMS) - 1] for row in range(len(pixels))])
-    assert (store.look_up(keys) @ text[0]).mean() > (bank.features @ text[0]).mean() + 0.2
+def test_an_epoch_fetches_what_it_looks_up_and_no_more(bank, names):
+    fetched = []
 
-    def forbidden(*args):
-        raise AssertionError("made twice")
+    class Recorder(FeatureStore):
+        def fetch(self, keys, device):
+            fetched.append(keys)
+            self.add(keys, names[keys[:, 1]])
 
-    monkeypatch.setattr("peft_cbpt.purification.dummy_triggers.universal_trigger", forbidden)
-    add_universal_triggers(*arguments)
+    triggers = DummyTriggers(bank, names, Suspicion([Suspect(3, "collapse", 2.0)], []), Recorder(), 0)
+    triggers.start_epoch(4)
+    (keys,) = fetched
+    assert 0.05 * N < len(keys) < 0.15 * N and (bank.labels[keys[:, 0]] != 3).all()
+    features, _ = triggers.perturbed_features(torch.arange(N), bank.features @ names.T, 4)
+    assert torch.equal((features == names[3]).all(1).nonzero()[:, 0], keys[:, 0])

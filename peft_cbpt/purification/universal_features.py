@@ -1,0 +1,86 @@
+"""Images under universal triggers towards classes, encoded as they are needed and kept."""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import tqdm
+from torch import Tensor
+
+from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.clip.processes import from_all_processes, num_processes, own_share
+from peft_cbpt.clip.seeding import keyed_generator
+from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
+from peft_cbpt.purification.feature_store import FeatureStore
+from peft_cbpt.purification.target_search import search_rows
+from peft_cbpt.purification.universal import approach, universal_trigger
+
+TRIGGER_RMS = (0.036, 0.06, 0.108)
+"""Budgets in [0, 1]-pixel units; a BadNet patch of an eighth of the side has about 0.048, Blended and SIG more."""
+
+
+def universal_triggers(
+    encode_image: EncodeImage,
+    load_pixels: LoadPixels,
+    bank: FeatureBank,
+    class_features: Tensor,
+    targets: list[int],
+    store: FeatureStore,
+    seed: int,
+) -> dict[tuple[int, int], Tensor]:
+    """A trigger (3, H, W) towards each target with each budget of `TRIGGER_RMS`, by (class, number of the budget).
+
+    They are kept in `store`, flat; each process finds its share of those that it lacks.
+    """
+    jobs = [(label, budget) for label in targets for budget in range(len(TRIGGER_RMS))]
+    if not jobs:
+        return {}
+    rows = search_rows(bank.labels, keyed_generator("universal trigger", seed))
+    pixels = load_pixels(rows).to(bank.features.device)
+    own = own_share(torch.tensor(jobs))
+    for job in tqdm(own[store.missing(own)], desc="universal triggers", leave=False):
+        label, budget = job.tolist()
+        delta = universal_trigger(encode_image, pixels, approach(class_features[label]), TRIGGER_RMS[budget])
+        store.add(job[None], delta.flatten()[None])
+    found = torch.cat([flat for flat in from_all_processes(store.look_up(own)) if len(flat)])
+    return {job: flat.view(pixels.shape[1:]) for job, flat in zip(jobs, found, strict=True)}
+
+
+@dataclass(frozen=True)
+class UniversalFeatures:
+    """Features of images under universal triggers, by (row, class, number of the budget).
+
+    Args:
+        encode_image: The frozen encoder.
+        load_pixels: Clean pixels of bank rows.
+        triggers: From `universal_triggers`.
+        store: What is kept.
+        batch_size: Images encoded at once.
+    """
+
+    encode_image: EncodeImage
+    load_pixels: LoadPixels
+    triggers: dict[tuple[int, int], Tensor]
+    store: FeatureStore
+    batch_size: int
+
+    @torch.no_grad()
+    def fetch(self, keys: Tensor, device: torch.device) -> None:
+        """Encode those of `keys` (B, 3) that are not kept yet, each process its share; all processes must call."""
+        wanted = keys[self.store.missing(keys)]
+        if num_processes() > 1:
+            wanted = torch.unique(torch.cat(from_all_processes(wanted)), dim=0)
+        own = own_share(wanted)
+        for batch in own[self.store.missing(own)].split(self.batch_size):
+            if len(batch):
+                deltas = torch.stack([self.triggers[label, budget] for _, label, budget in batch.tolist()])
+                images = self.load_pixels(batch[:, 0].tolist()).to(device) + deltas.to(device)
+                self.store.add(batch, self.encode_image(images.clamp(0, 1)))
+        if num_processes() > 1:
+            for others, features in from_all_processes((own, self.store.look_up(own))):
+                new = self.store.missing(others)
+                if len(new):
+                    self.store.add(others[new], features[new], write=False)
+
+    def look_up(self, keys: Tensor) -> Tensor:
+        """Features (B, D), on the CPU, of keys that were fetched."""
+        return self.store.look_up(keys)
