@@ -37,7 +37,7 @@ def missing_part(cell: str) -> str | None:
 
 def run_cell(cell: str, quick: bool, folder: Path) -> None:
     """Measure one cell in this process and store it."""
-    from benchmarks import speed_pocket, speed_shape, speed_whole_runs
+    from benchmarks import speed_pocket, speed_processes, speed_shape, speed_whole_runs
     from benchmarks.speed_timing import peak_bytes
     from peft_cbpt.clip.versions import package_versions
 
@@ -47,7 +47,7 @@ def run_cell(cell: str, quick: bool, folder: Path) -> None:
         result = speed_shape.shape(cell, quick, pocket["pairs_per_image"])
     else:
         measures = {"pocket": speed_pocket.pocket, "memory": speed_shape.memory, "malloc": speed_whole_runs.malloc}
-        measures |= {"processes": speed_whole_runs.processes, "gpu": speed_whole_runs.gpu}
+        measures |= {"processes": speed_processes.processes, "gpu": speed_whole_runs.gpu}
         result = measures[cell](quick)
 
     about = {"date": begin.isoformat(timespec="seconds"), "threads": torch.get_num_threads(), "quick": quick}
@@ -93,8 +93,8 @@ def table() -> str:
         notes.append(
             f"glibc thresholds: {seconds['default']:.0f} s by default, {seconds['kept']:.0f} s with memory kept."
         )
-    for target, runs in (stored("processes") or {"targets": {}})["targets"].items():
-        notes.append(_about_processes(target, runs))
+    for job, runs in (stored("processes") or {"jobs": {}})["jobs"].items():
+        notes.append(_about_processes(job, runs))
     if gpu := stored("gpu"):
         memory_gb = gpu["gpu_peak_bytes"] / 1e9
         notes.append(f"{gpu['device']}: {gpu['classes']} classes in {gpu['seconds']:.0f} s, {memory_gb:.1f} GB.")
@@ -103,13 +103,13 @@ def table() -> str:
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
 
 
-def _about_processes(target: str, runs: dict) -> str:
+def _about_processes(job: str, runs: dict) -> str:
     seconds = runs["seconds"]
     one, every, two, at_once = (seconds[name] for name in (
         "one process, one thread", "one process, all threads", "two processes, one thread each",
         "two such runs at once"))  # fmt: skip
     return (
-        f'Processes, `target="{target}"`: one process {one:.0f} s with one thread and {every:.0f} s with all; two '
+        f"Processes, {job}: one process {one:.0f} s with one thread and {every:.0f} s with all; two "
         f"processes with one thread each {two:.0f} s, {one / two:.2f} and {every / two:.2f} times as fast. Two runs "
         f"of one thread that have nothing to do with each other take {at_once:.0f} s at the same time: this machine "
         f"allows {2 * one / at_once:.2f} times. Largest difference of the context "
