@@ -68,14 +68,16 @@ class TriggerInverter:
         """Whether a pair is not kept yet."""
         return self.store is not None and len(self.store.missing(pairs_of(rows, pseudo_targets))) > 0
 
-    def prefetch(self, rows: Tensor, pseudo_targets: Tensor) -> None:
-        """Invert and keep those pairs that are not kept yet, each process its share; all processes must call.
+    def prefetch(self, pairs: Tensor, ahead: Tensor) -> None:
+        """Invert and keep those of `pairs` (B, 2) that are not kept yet, each process its share; all must call.
 
-        Batches are written as they are done, in the order of the pairs.
+        The last batch is filled up with pairs of `ahead`, the first that are not kept yet, and is the first to be
+        written: if the run is killed in between, the resumed run computes the same batches.
         """
         assert self.store is not None
-        wanted = pairs_of(rows, pseudo_targets).cpu()
-        wanted = wanted[self.store.missing(wanted)]
+        wanted = pairs.cpu()[self.store.missing(pairs)]
+        more = ahead.cpu()[self.store.missing(ahead)][: -len(wanted) % self.batch_size]
+        wanted = torch.cat([more, wanted])
         if num_processes() > 1:
             wanted = torch.unique(torch.cat(from_all_processes(wanted)), dim=0)
         own = own_share(wanted)

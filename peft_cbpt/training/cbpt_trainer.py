@@ -21,8 +21,8 @@ from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.clip.processes import any_process
 from peft_cbpt.purification.dummy_triggers import DummyTriggers
 from peft_cbpt.purification.losses import l_bn, purification_objective
-from peft_cbpt.purification.targets import runner_up
-from peft_cbpt.purification.trigger_inverter import TriggerInverter
+from peft_cbpt.purification.targets import runner_up, surest_first
+from peft_cbpt.purification.trigger_inverter import TriggerInverter, pairs_of
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.checkpoints import check_checkpoint, job_hash, write_job
 from peft_cbpt.training.class_shares import SharedClassEncoder
@@ -159,18 +159,17 @@ class CBPTTrainer(Trainer):
 
     @torch.no_grad()
     def _gather_inversions(self, rows: Tensor, pseudo_targets: Tensor, class_features: Tensor) -> None:
-        """When a pair of this step is missing in any process, invert it and, in the same batches, what the rest of the
-        epoch would miss if the prompts stood still.
-
-        The step's own pairs come last: if the run is killed before they are written, the resumed run misses them
-        again, and computes the same batches.
+        """When a pair of this step is missing in any process, invert it, in full batches: with pairs that later steps
+        of the epoch would miss if the prompts stood still, the surest first.
         """
         assert self.inverter is not None
         self._unvisited[self.accelerator.gather(rows)] = False
         if any_process(self.inverter.missing(rows, pseudo_targets)):
             ahead = self._unvisited.nonzero()[:, 0]
-            targets = runner_up(self._clean_logits(ahead, class_features), self.inverter.bank.labels[ahead])
-            self.inverter.prefetch(torch.cat([ahead, rows]), torch.cat([targets, pseudo_targets]))
+            logits, labels = self._clean_logits(ahead, class_features), self.inverter.bank.labels[ahead]
+            order = surest_first(logits, labels)
+            later = pairs_of(ahead, runner_up(logits, labels))[order]
+            self.inverter.prefetch(pairs_of(rows, pseudo_targets), later)
 
     def start_epoch(self) -> None:
         """Forget what the epoch before has seen, and encode what this one will look up."""
