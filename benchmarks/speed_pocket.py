@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model
 
 from benchmarks import straightforward
-from benchmarks.speed_timing import EPOCHS, LINF, SHOTS, WARMUP, peak_bytes, timed
+from benchmarks.speed_timing import BUDGET, EPOCHS, SHOTS, WARMUP, peak_bytes, timed
 from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import image_encoder
@@ -48,7 +48,7 @@ def pocket(quick: bool) -> dict:
             save_strategy="no",
             num_train_epochs=epochs,
             warmup_epochs=warmup,
-            **LINF,
+            target="runner_up",
         )
         trainer = CBPTTrainer(model, arguments, train, clip.normalize)
         compute_loss = trainer.compute_loss
@@ -72,7 +72,9 @@ def pocket(quick: bool) -> dict:
     learner = straightforward.PromptLearner(
         plain, config.class_token_ids, config.bos_token_id, config.eos_token_id, start_context
     )
-    settings = straightforward.Settings(epochs=epochs, warmup_epochs=warmup)
+    settings = straightforward.Settings(
+        epochs=epochs, warmup_epochs=warmup, step_size=BUDGET.lr, epsilon=BUDGET.epsilon, sign=False
+    )
     begin = time.perf_counter()
     expected = straightforward.purify(plain, learner, images.load, labels, by_epoch, settings)
     theirs = time.perf_counter() - begin

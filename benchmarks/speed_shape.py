@@ -27,7 +27,7 @@ def shape(name: str, quick: bool, pairs_per_image: float) -> dict:
     width = clip.config.projection_dim
     positives, negatives = torch.nn.functional.normalize(torch.randn(2, batch, width), dim=-1)
     scale = BATCH / batch
-    plain = straightforward.Settings()
+    plain = straightforward.Settings(step_size=BUDGET.lr, epsilon=BUDGET.epsilon, sign=False)
 
     def per_batch(work: Callable[[], object]) -> float:
         return scale * seconds_of(work, repeats)

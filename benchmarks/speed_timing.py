@@ -1,6 +1,5 @@
 """Stopwatches and counters of benchmarks/speed.py, and the job that both loops run."""
 
-import math
 import resource
 import time
 from collections import Counter
@@ -15,8 +14,8 @@ from peft_cbpt.purification.losses import ObjectiveWeights, purification_objecti
 from peft_cbpt.training.class_shares import SharedClassEncoder
 
 EPOCHS, WARMUP, SHOTS, BATCH, STEPS = 20, 5, 16, 32, 10
-LINF = {"target": "runner_up", "norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}
-BUDGET = InversionSettings(norm=math.inf, lr=2 / 255, step_rule="sign")
+BUDGET = InversionSettings()
+"""The paper's. Sign steps would turn rounding into steps of another sign, and no two loops would agree."""
 
 
 def peak_bytes() -> int:
