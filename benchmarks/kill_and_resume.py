@@ -2,7 +2,8 @@
 
     python benchmarks/kill_and_resume.py [--kills 10] [--seed 0]
 
-A tiny job on the pocket world; about two minutes on 2 cores. Stores benchmarks/results/kill_and_resume.json.
+A tiny job on the pocket world, with both kinds of target; some minutes on 2 cores. Stores
+benchmarks/results/kill_and_resume.json.
 """
 
 import argparse
@@ -26,8 +27,8 @@ JOB = """--model_name_or_path pocket:badnet --dataset_name pocket:base --num_cla
 --inversion_batch_size 4 --use_cpu --disable_tqdm true""".split()
 
 
-def command(output: Path, epochs: int) -> list[str]:
-    options = [*JOB, "--output_dir", str(output), "--cache_dir", str(output / "cache")]
+def command(output: Path, target: str, epochs: int) -> list[str]:
+    options = [*JOB, "--target", target, "--output_dir", str(output), "--cache_dir", str(output / "cache")]
     return [sys.executable, "-m", "peft_cbpt", "purify", *options, "--num_train_epochs", str(epochs)]
 
 
@@ -45,7 +46,7 @@ def wait_for_training(process: subprocess.Popen, output: Path, before: int) -> b
     return False
 
 
-def run_with_kills(output: Path, epochs: int, kills: int, longest_wait: float, seed: int) -> list[dict]:
+def run_with_kills(output: Path, target: str, epochs: int, kills: int, longest_wait: float, seed: int) -> list[dict]:
     """Kill `kills` times, each a random while after the run made its first progress; then let it end.
 
     Returns:
@@ -56,7 +57,7 @@ def run_with_kills(output: Path, epochs: int, kills: int, longest_wait: float, s
         before = sum(1 for _ in output.glob("c*/**/*"))
         start = time.perf_counter()
         with subprocess.Popen(
-            [*command(output, epochs), "--resume_from_checkpoint", "true"], stdout=subprocess.DEVNULL
+            [*command(output, target, epochs), "--resume_from_checkpoint", "true"], stdout=subprocess.DEVNULL
         ) as process:
             if len(killed) < kills and wait_for_training(process, output, before):
                 time.sleep(rng.uniform(0, longest_wait))
@@ -72,10 +73,10 @@ def run_with_kills(output: Path, epochs: int, kills: int, longest_wait: float, s
         print(f"killed after {seconds:.1f} s, on disk: {shards} shards, {checkpoints}", flush=True)
 
 
-def compare(folder: Path, epochs: int, kills: int, longest_wait: float, seed: int) -> dict:
+def compare(folder: Path, target: str, epochs: int, kills: int, longest_wait: float, seed: int) -> dict:
     """The largest difference between an unbroken run and a killed one, and what was on disk at each kill."""
-    subprocess.run(command(folder / "whole", epochs), check=True, stdout=subprocess.DEVNULL)
-    killed = run_with_kills(folder / "killed", epochs, kills, longest_wait, seed)
+    subprocess.run(command(folder / "whole", target, epochs), check=True, stdout=subprocess.DEVNULL)
+    killed = run_with_kills(folder / "killed", target, epochs, kills, longest_wait, seed)
     difference = (context(folder / "whole") - context(folder / "killed")).abs().max().item()
     return {"epochs": epochs, "seed": seed, "kills": killed, "largest_context_difference": difference}
 
@@ -87,10 +88,13 @@ def main() -> None:
     parser.add_argument("--longest_wait", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = compare(Path(folder), options.epochs, options.kills, options.longest_wait, options.seed)
-    print(f"{len(result['kills'])} kills, largest difference {result['largest_context_difference']}")
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    results = {}
+    for target in ("suspected", "runner_up"):
+        with tempfile.TemporaryDirectory() as folder:
+            result = compare(Path(folder), target, options.epochs, options.kills, options.longest_wait, options.seed)
+        print(f"{target}: {len(result['kills'])} kills, largest difference {result['largest_context_difference']}")
+        results[target] = result
+    RESULT.write_text(json.dumps({"targets": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -121,12 +122,12 @@ def _flops(clip, n, width, of_images, pairs) -> dict:
     lengths = model.class_prompt_lengths()
     done_text = flops_of(our_step(model, n, width))
     with torch.no_grad():
-        one = flops_of(lambda: model.encode_class_prompts([0]))
+        first = {length: lengths.index(length) for length in set(lengths)}
+        one = {length: flops_of(partial(model.encode_class_prompts, [index])) for length, index in first.items()}
         learner = _plain_prompts(clip, model, 1)
         one_plain = flops_of(lambda: straightforward.encode_text(clip, learner))
     model.unload()
-    per_token = one / lengths[0]
-    needed_text = 2 * per_token * sum(lengths)
+    needed_text = 2 * sum(one[length] for length in lengths)
     filled = sum(len(group) * max(lengths[index] for index in group) for group in length_buckets(lengths))
     steps, n_images = EPOCHS * math.ceil(SHOTS * n / BATCH), SHOTS * n
     forward, inversion = of_images["ours"]

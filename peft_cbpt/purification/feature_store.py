@@ -3,15 +3,17 @@
 import os
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from uuid import uuid4
 
 import torch
+from accelerate.utils import tqdm
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from peft_cbpt.clip.processes import from_all_processes, num_processes, own_share
 from peft_cbpt.purification.disk_cache import UNFINISHED, CacheFolder
 
 SHARD_SUFFIX = ".safetensors"
@@ -108,6 +110,36 @@ class FeatureStore:
             return False
         self._index(keys, features)
         return True
+
+
+def fill(
+    store: FeatureStore, keys: Tensor, compute: Callable[[Tensor], Tensor], batch_size: int, description: str
+) -> None:
+    """Compute what `store` lacks, each process its share, and give it to all; all processes must call.
+
+    Args:
+        store: What is kept; batches are added as they are done, in the order of the keys.
+        keys: int64 (B, k), each once, the same in all processes.
+        compute: From keys (b, k) to features (b, D).
+        batch_size: The largest b.
+        description: Of the progress bar.
+    """
+    own = own_share(keys)
+    batches = own[store.missing(own)].split(batch_size)
+    for batch in tqdm(batches, desc=description, leave=False, disable=len(batches) < 2):
+        if len(batch):
+            store.add(batch, compute(batch))
+    if num_processes() > 1:
+        for others, features in from_all_processes((own, store.look_up(own))):
+            new = store.missing(others)
+            if len(new):
+                store.add(others[new], features[new], write=False)
+
+
+def missing_anywhere(store: FeatureStore, keys: Tensor) -> Tensor:
+    """Those of `keys` (B, k), which may differ among processes, that some process needs and lacks; all must call."""
+    missing = keys.cpu()[store.missing(keys)]
+    return torch.unique(torch.cat(from_all_processes(missing)), dim=0) if num_processes() > 1 else missing
 
 
 def _checksum(keys: Tensor, features: Tensor) -> str:

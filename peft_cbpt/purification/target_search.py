@@ -72,6 +72,7 @@ def reach_after_words(
 
     A trigger of two keys shows its target only when the text has its key too, and a model that learned such a key from
     a few hundred captions takes many a word for it. Tried are the words that are nearest to the images by themselves.
+    All processes must call.
 
     Args:
         searches: Unit-norm features (B, D) of the images of every search.
@@ -83,6 +84,7 @@ def reach_after_words(
     ids = text.words[torch.from_numpy(generator.permutation(n_words)[:MOST_WORDS]).to(text.words.device)]
     alone = text.encode_words(ids)
     nearest = [ids[(alone @ features.mean(0)).topk(min(WORDS, len(ids))).indices].tolist() for features in searches]
+    nearest = from_all_processes(nearest)[0]  # two processes may see a tie otherwise
     tried = sorted({word for words in nearest for word in words})
     own = own_share(torch.tensor(tried)).tolist()
     encoded = {
@@ -111,7 +113,7 @@ def search_for_collapse(
 ) -> list[Tensor]:
     """`collapsed_features` of every search; each process does its share of those that `store` lacks.
 
-    They are kept by (number of the search, number of the image).
+    They are kept by (number of the search, number of the image). All processes must call.
     """
     searches = [(rms, number) for rms in SEARCH_RMS for number in range(SEARCHES)]
     n_images = min(SEARCH_IMAGES, len(bank.labels))

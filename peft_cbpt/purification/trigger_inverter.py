@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
-from peft_cbpt.clip.processes import from_all_processes, num_processes, own_share
+from peft_cbpt.clip.processes import from_all_processes, num_processes
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
-from peft_cbpt.purification.feature_store import FeatureStore
+from peft_cbpt.purification.feature_store import FeatureStore, fill, missing_anywhere
 from peft_cbpt.purification.inversion import InversionSettings, invert_triggers
 from peft_cbpt.purification.targets import PositiveRule, choose_positives
 
@@ -71,29 +70,19 @@ class TriggerInverter:
     def prefetch(self, pairs: Tensor, ahead: Tensor) -> None:
         """Invert and keep those of `pairs` (B, 2) that are not kept yet, each process its share; all must call.
 
-        The last batch is filled up with pairs of `ahead`, the first that are not kept yet, and is the first to be
-        written: if the run is killed in between, the resumed run computes the same batches.
+        The processes' last batches are filled up with pairs of `ahead`, the same in all processes: the first that are
+        not kept yet. These are the first to be written: if the run is killed in between, the resumed run computes the
+        same batches.
         """
         assert self.store is not None
-        wanted = pairs.cpu()[self.store.missing(pairs)]
-        more = ahead.cpu()[self.store.missing(ahead)][: -len(wanted) % self.batch_size]
-        wanted = torch.cat([more, wanted])
-        if num_processes() > 1:
-            wanted = torch.unique(torch.cat(from_all_processes(wanted)), dim=0)
-        own = own_share(wanted)
-        batches = own[self.store.missing(own)].split(self.batch_size)
-        for batch in tqdm(batches, desc="trigger inversion", leave=False, disable=len(batches) < 2):
-            if len(batch):
-                self.store.add(batch, self.invert(*batch.to(self.bank.features.device).T))
-        if num_processes() > 1:
-            self._share(own)
+        wanted = missing_anywhere(self.store, pairs)
+        room = -len(wanted) % (self.batch_size * num_processes())
+        more = from_all_processes(ahead.cpu()[self.store.missing(ahead)][:room])[0]
 
-    def _share(self, own: Tensor) -> None:
-        assert self.store is not None
-        for pairs, features in from_all_processes((own, self.store.look_up(own))):
-            new = self.store.missing(pairs)
-            if len(new):
-                self.store.add(pairs[new], features[new], write=False)
+        def invert(batch: Tensor) -> Tensor:
+            return self.invert(*batch.to(self.bank.features.device).T)
+
+        fill(self.store, torch.cat([more, wanted]), invert, self.batch_size, "trigger inversion")
 
     def perturbed_features(self, rows: Tensor, pseudo_targets: Tensor) -> Tensor:
         """Perturbed features (B, D) of pairs: looked up if there is a store, which must have them; else inverted."""

@@ -7,10 +7,10 @@ from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
-from peft_cbpt.clip.processes import from_all_processes, num_processes, own_share
+from peft_cbpt.clip.processes import from_all_processes, own_share
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
-from peft_cbpt.purification.feature_store import FeatureStore
+from peft_cbpt.purification.feature_store import FeatureStore, fill, missing_anywhere
 from peft_cbpt.purification.target_search import search_rows
 from peft_cbpt.purification.universal import approach, universal_trigger
 
@@ -29,7 +29,7 @@ def universal_triggers(
 ) -> dict[tuple[int, int], Tensor]:
     """A trigger (3, H, W) towards each target with each budget of `TRIGGER_RMS`, by (class, number of the budget).
 
-    They are kept in `store`, flat; each process finds its share of those that it lacks.
+    They are kept in `store`, flat; each process finds its share of those that it lacks, and all must call.
     """
     jobs = [(label, budget) for label in targets for budget in range(len(TRIGGER_RMS))]
     if not jobs:
@@ -66,20 +66,14 @@ class UniversalFeatures:
     @torch.no_grad()
     def fetch(self, keys: Tensor, device: torch.device) -> None:
         """Encode those of `keys` (B, 3) that are not kept yet, each process its share; all processes must call."""
-        wanted = keys[self.store.missing(keys)]
-        if num_processes() > 1:
-            wanted = torch.unique(torch.cat(from_all_processes(wanted)), dim=0)
-        own = own_share(wanted)
-        for batch in own[self.store.missing(own)].split(self.batch_size):
-            if len(batch):
-                deltas = torch.stack([self.triggers[label, budget] for _, label, budget in batch.tolist()])
-                images = self.load_pixels(batch[:, 0].tolist()).to(device) + deltas.to(device)
-                self.store.add(batch, self.encode_image(images.clamp(0, 1)))
-        if num_processes() > 1:
-            for others, features in from_all_processes((own, self.store.look_up(own))):
-                new = self.store.missing(others)
-                if len(new):
-                    self.store.add(others[new], features[new], write=False)
+
+        def encode(batch: Tensor) -> Tensor:
+            deltas = torch.stack([self.triggers[label, budget] for _, label, budget in batch.tolist()])
+            images = self.load_pixels(batch[:, 0].tolist()).to(device) + deltas.to(device)
+            return self.encode_image(images.clamp(0, 1))
+
+        wanted = missing_anywhere(self.store, keys)
+        fill(self.store, wanted, encode, self.batch_size, "images under universal triggers")
 
     def look_up(self, keys: Tensor) -> Tensor:
         """Features (B, D), on the CPU, of keys that were fetched."""

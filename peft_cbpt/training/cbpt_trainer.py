@@ -172,7 +172,7 @@ class CBPTTrainer(Trainer):
             self.inverter.prefetch(pairs_of(rows, pseudo_targets), later)
 
     def start_epoch(self) -> None:
-        """Forget what the epoch before has seen, and encode what this one will look up."""
+        """Forget what the epoch before has seen, and encode what this one will look up; all processes call."""
         self._unvisited.fill_(True)
         if self.dummy_triggers is not None and self._epoch >= self.args.warmup_epochs:
             self.dummy_triggers.start_epoch(self._epoch)
@@ -192,6 +192,10 @@ class CBPTTrainer(Trainer):
             logits = model(pixel_values=self.normalize(pixels)).logits_per_image
         loss = F.cross_entropy(logits.float(), labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: `Trainer`'s estimate goes through all weights at every step, and knows nothing of features."""
+        return 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """SGD on the context, the only parameter that learns."""

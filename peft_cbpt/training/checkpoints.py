@@ -41,7 +41,7 @@ def inversion_key(
 
 
 def search_key(bank: dict[str, Any], seed: int) -> dict[str, Any]:
-    """All that the images of the search for the target depend on."""
+    """All that features of the search for the target depend on."""
     search = {"rms": list(SEARCH_RMS), "searches": SEARCHES, "images": SEARCH_IMAGES, "steps": STEPS}
     return {"bank": bank, "search": search, "seed": seed}
 

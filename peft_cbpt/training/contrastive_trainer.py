@@ -101,5 +101,7 @@ class ContrastiveTrainer(Trainer):
 
     def encode(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
         """The CLIP's output for a batch of pairs."""
+        if isinstance(model, nn.DataParallel):  # its replicas would share one patched layer
+            return model(**inputs)
         with only_pooled_tokens(self.accelerator.unwrap_model(model).vision_model):
             return model(**inputs)

@@ -128,16 +128,18 @@ def make_dummy_triggers(
     cache: DiskCache | None,
     bank_of: dict[str, Any],
 ) -> DummyTriggers:
-    """Look for suspected targets and make their universal triggers, as far as the disk cache lacks them."""
+    """Look for suspected targets and make their universal triggers, as far as the disk cache lacks them; all call."""
+
+    def opened(kind: str, key: dict[str, Any]) -> FeatureStore:
+        return FeatureStore(cache.open(kind, key) if cache else None)
+
     encode, bank = inverter.encode_image, inverter.bank
     with torch.no_grad(), model.disable_adapter():
         text = frozen_text(model)
-        searches = FeatureStore(cache.open("searches", search_key(bank_of, seed)) if cache else None)
-        collapsed = search_for_collapse(encode, images.load, bank, seed, searches)
+        collapsed = search_for_collapse(encode, images.load, bank, seed, opened("searches", search_key(bank_of, seed)))
         suspicion = find_suspects(collapsed, bank, text, seed)
     class_features, targets = text.class_features, [suspect.label for suspect in suspicion.suspects]
     key = universal_key(bank_of, class_features, seed)
-    kept, features = (FeatureStore(cache.open(kind, key) if cache else None) for kind in ("triggers", "universal"))
-    triggers = universal_triggers(encode, images.load, bank, class_features, targets, kept, seed)
-    universal = UniversalFeatures(encode, images.load, triggers, features, inverter.batch_size)
+    triggers = universal_triggers(encode, images.load, bank, class_features, targets, opened("triggers", key), seed)
+    universal = UniversalFeatures(encode, images.load, triggers, opened("universal", key), inverter.batch_size)
     return DummyTriggers(bank, class_features, suspicion, universal, seed)

@@ -3,6 +3,7 @@
 What this layer makes of other tokens is read by nobody, so all but their keys and values is left out.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,18 +18,24 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 def only_pooled_tokens(tower: Any, positions: Tensor | None = None) -> Iterator[None]:
     """Within this context the pooled output of a CLIP's tower is as before, to rounding; its other tokens are not.
 
+    Calls from other threads compute as ever, and so do compiled towers, those without transformer layers (a ResNet),
+    and those that train with dropout or with gradient checkpointing.
+
     Args:
-        tower: `vision_model`, whose first token is pooled, or `text_model`. One without transformer layers, such as a
-            ResNet, computes as ever, and so does a compiled one.
+        tower: `vision_model`, whose first token is pooled, or `text_model`. Attention masks are not looked at.
         positions: int64 (B,), the token that is pooled in each text; every token sees those before it.
     """
     layer: Any = tower.encoder.layers[-1] if hasattr(tower, "encoder") else None
     plain = isinstance(layer, CLIPEncoderLayer) and "forward" not in vars(layer)
-    if torch.compiler.is_compiling() or not plain or (layer.training and layer.self_attn.dropout > 0):
+    if torch.compiler.is_compiling() or not plain or (layer.training and _does_more_in_training(layer)):
         yield
         return
+    thread = threading.get_ident()
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if threading.get_ident() != thread:
+            ordinary: Tensor = type(layer).forward(layer, hidden_states, *args, **kwargs)
+            return ordinary
         if positions is None:
             return _last_layer(layer, hidden_states, hidden_states[:, :1], None)
         rows, places = (
@@ -43,7 +50,11 @@ def only_pooled_tokens(tower: Any, positions: Tensor | None = None) -> Iterator[
     try:
         yield
     finally:
-        del layer.forward
+        vars(layer).pop("forward", None)
+
+
+def _does_more_in_training(layer: Any) -> bool:
+    return layer.self_attn.dropout > 0 or getattr(layer, "gradient_checkpointing", False)
 
 
 def _last_layer(layer: Any, hidden: Tensor, pooled: Tensor, seen: Tensor | None) -> Tensor:

@@ -1,8 +1,12 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.tuner.last_layer import only_pooled_tokens
@@ -88,6 +92,54 @@ def test_other_towers_compute_as_ever(clip, pixels):
 
 def test_a_compiled_tower_computes_as_ever(clip, poisoned_clip, pixels):
     encode = image_encoder(clip, poisoned_clip.normalize)
+    expected = encode(pixels)
+    seen = counted(clip)
     compiled = torch.compile(encode, backend="eager")
-    torch.testing.assert_close(compiled(pixels), encode(pixels), rtol=1e-5, atol=1e-5)
-    assert "forward" not in vars(clip.vision_model.encoder.layers[-1])
+    torch.testing.assert_close(compiled(pixels), expected, rtol=1e-5, atol=1e-5)
+    assert seen == [37] and "forward" not in vars(clip.vision_model.encoder.layers[-1])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_every_weight_gets_its_gradient(clip, pixels, lora):
+    clip.requires_grad_(True)
+    if lora:
+        config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        clip = get_peft_model(clip, config).get_base_model()
+    learned = [one for one in clip.vision_model.parameters() if one.requires_grad]
+
+    def gradients():
+        features = clip.get_image_features(pixel_values=pixels).pooler_output
+        return torch.autograd.grad(features[:, :5].sum(), learned)
+
+    expected = gradients()
+    with only_pooled_tokens(clip.vision_model):
+        found = gradients()
+    largest = max(one.abs().max().item() for one in expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * largest)
+
+
+def test_half_precision_stays_near(clip, pixels):
+    exact, _ = of_images(clip, pixels)
+    with only_pooled_tokens(clip.vision_model), torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = of_images(clip, pixels)
+    assert torch.cosine_similarity(rounded.float(), exact).min() > 0.99
+
+
+def test_other_threads_compute_as_ever(clip, pixels):
+    expected, _ = of_images(clip, pixels)
+    seen = counted(clip)
+    with only_pooled_tokens(clip.vision_model), ThreadPoolExecutor(1) as other:
+        found, _ = other.submit(of_images, clip, pixels).result()
+    assert torch.equal(found, expected) and seen == [37]
+
+
+def test_gradient_checkpointing_computes_as_ever(clip, pixels):
+    expected = of_images(clip, pixels)
+    layer = clip.vision_model.encoder.layers[-1].train()
+    layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, partial(checkpoint, use_reentrant=False)
+    seen = counted(clip)
+    with only_pooled_tokens(clip.vision_model):
+        features = clip.get_image_features(pixel_values=pixels.clone().requires_grad_()).pooler_output
+    features[:, :5].sum().backward()
+    torch.testing.assert_close(features, expected[0], rtol=1e-5, atol=1e-5)
+    assert set(seen) == {37}
