@@ -53,12 +53,12 @@ def processes(quick: bool) -> dict:
     pocket CLIP is so small that an outer step is mostly calls; a short job of ViT-B/32's shape shows what a CLIP of
     common size gains.
     """
-    small = {"num_classes": 4, "num_shots": 2 if quick else 6, "num_train_epochs": 2, "warmup_epochs": 1}
+    small = {"num_classes": 4, "num_shots": 2 if quick else 4, "num_train_epochs": 2, "warmup_epochs": 1}
     with tempfile.TemporaryDirectory() as folder:
         large = small | {"target": "runner_up", "model_name_or_path": _vit_b32(Path(folder))}
         jobs = {
             "pocket, default": (pocket_size(quick), 32),
             "pocket, target runner_up": (pocket_size(quick) | {"target": "runner_up"}, 32),
-            "ViT-B/32, target runner_up": (large, 2 if quick else 12),
+            "ViT-B/32, target runner_up": (large, 2 if quick else 8),
         }
         return {"jobs": {name: _compare(*job) for name, job in jobs.items()}}

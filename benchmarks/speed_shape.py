@@ -90,7 +90,7 @@ def _plain_step(clip, model, n: int) -> Callable[[], object]:
 
 def _totals(clip, n, repeats, width, timed, pairs) -> dict:
     model = attach_prompts(clip, n)
-    step_ours = seconds_of(our_step(model, n, width), repeats)
+    step_ours = seconds_of(our_step(model, n, width), repeats if n > 100 else 5 * repeats)
     plain_text = seconds_of(_plain_step(clip, model, n), repeats) * n / min(n, TEXT_CLASSES_STRAIGHTFORWARD)
     model.unload()
     n_images, steps = SHOTS * n, math.ceil(SHOTS * n / BATCH)

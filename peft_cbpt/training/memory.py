@@ -17,7 +17,7 @@ from peft_cbpt.clip.pixels import EncodeImage
 GIB = 2**30
 TEXT_BUDGET = {"cpu": 2.2 * GIB, "cuda": 6 * GIB}
 IMAGE_BUDGET = {"cpu": 1.25 * GIB, "cuda": 6 * GIB}
-LARGEST_BATCH = {"cpu": 64, "cuda": 256}
+LARGEST_BATCH = {"cpu": 32, "cuda": 256}
 """Images inverted at once, at most. On a CPU the activations of more leave its caches."""
 WORKING_SHARE = 1 / 8
 """Share of the text budget for the chunk whose activations are computed again."""

@@ -99,7 +99,7 @@ def test_activations_are_counted(poisoned_clip):
     image = torch.rand(4, 8, requires_grad=True)
     assert activation_bytes(lambda: layers(image), layers) == 4 * 8 * 4  # what ReLU keeps
     encode_image = image_encoder(poisoned_clip.model, poisoned_clip.normalize)
-    assert image_batch_size(encode_image, torch.rand(1, 3, 48, 48), poisoned_clip.model) == 64
+    assert image_batch_size(encode_image, torch.rand(1, 3, 48, 48), poisoned_clip.model) == 32
 
 
 def test_text_chunks_follow_the_budget(poisoned_clip, few_shots, tmp_path, monkeypatch):
