@@ -8,6 +8,7 @@ benchmarks/results/kill_and_resume.json.
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -37,10 +38,15 @@ def context(output: Path) -> torch.Tensor:
     return learned
 
 
+def n_files(output: Path) -> int:
+    """Files in the cache and in checkpoints; folders may come and go meanwhile."""
+    return sum(len(files) for folder in output.glob("c*") for _, _, files in os.walk(folder))
+
+
 def wait_for_training(process: subprocess.Popen, output: Path, before: int) -> bool:
     """Until the run has written something to its cache or a new checkpoint; whether it is still going."""
     while process.poll() is None:
-        if sum(1 for _ in output.glob("c*/**/*")) != before:
+        if n_files(output) != before:
             return True
         time.sleep(0.01)
     return False
@@ -54,7 +60,7 @@ def run_with_kills(output: Path, target: str, epochs: int, kills: int, longest_w
     """
     rng, killed = random.Random(seed), []
     while True:
-        before = sum(1 for _ in output.glob("c*/**/*"))
+        before = n_files(output)
         start = time.perf_counter()
         with subprocess.Popen(
             [*command(output, target, epochs), "--resume_from_checkpoint", "true"], stdout=subprocess.DEVNULL

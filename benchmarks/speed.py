@@ -3,7 +3,7 @@
     python benchmarks/speed.py             # run the cells that are missing, then render
     python benchmarks/speed.py --render    # picture and table of docs/performance.md from the stored cells
     python benchmarks/speed.py --quick     # everything at a tiny size, into a temporary folder
-    python benchmarks/speed.py --only malloc processes
+    python benchmarks/speed.py --only memory processes
 
 Each cell runs in a process of its own and is stored as benchmarks/results/speed_CELL.json when it is done.
 """
@@ -21,7 +21,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-CELLS = ("pocket", "vit_b32", "rn50", "memory", "malloc", "processes", "gpu")
+CELLS = ("pocket", "vit_b32", "rn50", "memory", "processes", "gpu")
 PAGE, PICTURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "images" / "speed.png"
 START, END = "<!-- figures: written by benchmarks/speed.py -->", "<!-- end of figures -->"
 
@@ -46,7 +46,7 @@ def run_cell(cell: str, quick: bool, folder: Path) -> None:
         pocket = json.loads((folder / "speed_pocket.json").read_text())
         result = speed_shape.shape(cell, quick, pocket["pairs_per_image"])
     else:
-        measures = {"pocket": speed_pocket.pocket, "memory": speed_shape.memory, "malloc": speed_whole_runs.malloc}
+        measures = {"pocket": speed_pocket.pocket, "memory": speed_shape.memory}
         measures |= {"processes": speed_processes.processes, "gpu": speed_whole_runs.gpu}
         result = measures[cell](quick)
 
@@ -88,11 +88,6 @@ def table() -> str:
         )
     if memory := stored("memory"):
         notes.append(f"Peak memory, RN50, {memory['classes']} classes: {memory['peak_bytes'] / 1e9:.2f} GB.")
-    if malloc := stored("malloc"):
-        seconds = malloc["seconds"]
-        notes.append(
-            f"glibc thresholds: {seconds['default']:.0f} s by default, {seconds['kept']:.0f} s with memory kept."
-        )
     for job, runs in (stored("processes") or {"jobs": {}})["jobs"].items():
         notes.append(_about_processes(job, runs))
     if gpu := stored("gpu"):

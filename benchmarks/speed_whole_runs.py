@@ -1,4 +1,4 @@
-"""The cells of benchmarks/speed.py that time whole runs of ours: memory kept, and a GPU."""
+"""The cells of benchmarks/speed.py that time whole runs of ours, and the one on a GPU."""
 
 import json
 import os
@@ -40,15 +40,6 @@ def pocket_size(quick: bool) -> dict[str, Any]:
     """The pocket job, in full or in small."""
     values = (4, 2, 2, 1) if quick else (60, SHOTS, EPOCHS, WARMUP)
     return dict(zip(("num_classes", "num_shots", "num_train_epochs", "warmup_epochs"), values, strict=True))
-
-
-def malloc(quick: bool) -> dict:
-    """The pocket run with glibc's default thresholds, and with memory kept instead of given back."""
-    kept = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-    with tempfile.TemporaryDirectory() as folder:
-        default, one = purify_run(Path(folder) / "default", pocket_size(quick))
-        tuned, two = purify_run(Path(folder) / "tuned", pocket_size(quick), **kept)
-    return {"seconds": {"default": default, "kept": tuned}, "environment": kept, "same": torch.equal(one, two)}
 
 
 class GeneratedImages(torch.utils.data.Dataset):
