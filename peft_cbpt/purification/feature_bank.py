@@ -4,12 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
-from peft_cbpt.clip.processes import from_all_processes, own_share
-from peft_cbpt.purification.feature_store import FeatureStore
+from peft_cbpt.purification.feature_store import FeatureStore, fill
 
 LoadPixels = Callable[[Sequence[int]], Tensor]
 """From row numbers to clean float pixels (B, 3, H, W) in [0, 1]."""
@@ -45,10 +43,9 @@ def build_feature_bank(
     All processes must call. `store` has the features afterwards, by `(row,)`.
     """
     keys = torch.arange(len(labels))[:, None]
-    own = own_share(keys)
-    batches = own[store.missing(own)].split(batch_size)
-    for batch in tqdm(batches, desc="feature bank", unit="batch", leave=False, disable=not len(batches[0])):
-        if len(batch):
-            store.add(batch, encode_image(load_pixels(batch[:, 0].tolist()).to(device)))
-    features = torch.cat(from_all_processes(store.look_up(own)))
-    return FeatureBank(features.to(device), labels.to(device), sample_ids)
+
+    def encode(batch: Tensor) -> Tensor:
+        return encode_image(load_pixels(batch[:, 0].tolist()).to(device))
+
+    fill(store, keys, encode, batch_size, "feature bank")
+    return FeatureBank(store.look_up(keys).to(device), labels.to(device), sample_ids)

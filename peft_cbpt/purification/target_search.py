@@ -12,7 +12,7 @@ from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.clip.processes import from_all_processes, own_share
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
-from peft_cbpt.purification.feature_store import FeatureStore
+from peft_cbpt.purification.feature_store import FeatureStore, fill
 from peft_cbpt.purification.suspects import (
     REACHED,
     CleanCosines,
@@ -111,21 +111,21 @@ def collapsed_features(
 def search_for_collapse(
     encode_image: EncodeImage, load_pixels: LoadPixels, bank: FeatureBank, seed: int, store: FeatureStore
 ) -> list[Tensor]:
-    """`collapsed_features` of every search; each process does its share of those that `store` lacks.
+    """`collapsed_features` of every search; each process does its share of those that `store` lacks; all call.
 
-    They are kept by (number of the search, number of the image). All processes must call.
+    They are kept flat, by the number of the search.
     """
     searches = [(rms, number) for rms in SEARCH_RMS for number in range(SEARCHES)]
+
+    def search(key: Tensor) -> Tensor:
+        rms, number = searches[int(key)]
+        generator = keyed_generator("collapse", seed, rms, number)
+        return collapsed_features(encode_image, load_pixels, bank, rms, generator).flatten()[None]
+
+    keys = torch.arange(len(searches))[:, None]
+    fill(store, keys, search, 1, "looking for the target")
     n_images = min(SEARCH_IMAGES, len(bank.labels))
-    own = own_share(torch.arange(len(searches))).tolist()
-    found = []
-    for index in tqdm(own, desc="looking for the target", leave=False):
-        keys = torch.tensor([[index, image] for image in range(n_images)])
-        if len(store.missing(keys)):
-            generator = keyed_generator("collapse", seed, *searches[index])
-            store.add(keys, collapsed_features(encode_image, load_pixels, bank, searches[index][0], generator))
-        found.append(store.look_up(keys))
-    return [features.to(bank.features) for share in from_all_processes(found) for features in share]
+    return list(store.look_up(keys).unflatten(1, (n_images, -1)).to(bank.features))
 
 
 def find_suspects(collapsed: list[Tensor], bank: FeatureBank, text: FrozenText, seed: int) -> Suspicion:

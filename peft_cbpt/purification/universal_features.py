@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
-from peft_cbpt.clip.processes import from_all_processes, own_share
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
 from peft_cbpt.purification.feature_store import FeatureStore, fill, missing_anywhere
@@ -36,13 +34,16 @@ def universal_triggers(
         return {}
     rows = search_rows(bank.labels, keyed_generator("universal trigger", seed))
     pixels = load_pixels(rows).to(bank.features.device)
-    own = own_share(torch.tensor(jobs))
-    for job in tqdm(own[store.missing(own)], desc="universal triggers", leave=False):
-        label, budget = job.tolist()
-        delta = universal_trigger(encode_image, pixels, approach(class_features[label]), TRIGGER_RMS[budget])
-        store.add(job[None], delta.flatten()[None])
-    found = torch.cat([flat for flat in from_all_processes(store.look_up(own)) if len(flat)])
-    return {job: flat.view(pixels.shape[1:]) for job, flat in zip(jobs, found, strict=True)}
+
+    def find(job: Tensor) -> Tensor:
+        label, budget = job[0].tolist()
+        objective = approach(class_features[label])
+        return universal_trigger(encode_image, pixels, objective, TRIGGER_RMS[budget]).flatten()[None]
+
+    keys = torch.tensor(jobs)
+    fill(store, keys, find, 1, "universal triggers")
+    found = store.look_up(keys).unflatten(1, pixels.shape[1:])
+    return dict(zip(jobs, found, strict=True))
 
 
 @dataclass(frozen=True)

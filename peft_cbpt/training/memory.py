@@ -18,7 +18,7 @@ GIB = 2**30
 TEXT_BUDGET = {"cpu": 2.2 * GIB, "cuda": 6 * GIB}
 IMAGE_BUDGET = {"cpu": 1.25 * GIB, "cuda": 6 * GIB}
 LARGEST_BATCH = {"cpu": 32, "cuda": 256}
-"""Images inverted at once, at most. On a CPU the activations of more leave its caches."""
+"""Images inverted at once, at most."""
 WORKING_SHARE = 1 / 8
 """Share of the text budget for the chunk whose activations are computed again."""
 

@@ -4,7 +4,7 @@ What this layer makes of other tokens is read by nobody, so all but their keys a
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,13 +37,12 @@ def only_pooled_tokens(tower: Any, positions: Tensor | None = None) -> Iterator[
             ordinary: Tensor = type(layer).forward(layer, hidden_states, *args, **kwargs)
             return ordinary
         if positions is None:
-            return _last_layer(layer, hidden_states, hidden_states[:, :1], None)
-        rows, places = (
-            torch.arange(len(hidden_states), device=hidden_states.device),
-            positions.to(hidden_states.device),
-        )
-        seen = torch.arange(hidden_states.shape[1], device=hidden_states.device) <= places[:, None]
-        pooled = _last_layer(layer, hidden_states, hidden_states[rows, places][:, None], seen[:, None, None])
+            return _last_layer(layer, hidden_states, lambda tokens: tokens[:, :1], None)
+        n_texts, length = hidden_states.shape[:2]
+        places = positions.to(hidden_states.device)
+        rows = torch.arange(n_texts, device=places.device)
+        seen = torch.arange(length, device=places.device) <= places[:, None]
+        pooled = _last_layer(layer, hidden_states, lambda tokens: tokens[rows, places][:, None], seen[:, None, None])
         return hidden_states.index_put((rows, places), pooled[:, 0])
 
     layer.forward = forward
@@ -57,16 +56,16 @@ def _does_more_in_training(layer: Any) -> bool:
     return layer.self_attn.dropout > 0 or getattr(layer, "gradient_checkpointing", False)
 
 
-def _last_layer(layer: Any, hidden: Tensor, pooled: Tensor, seen: Tensor | None) -> Tensor:
-    """(B, 1, D), what the layer makes of `pooled` (B, 1, D), which attends to those of `hidden` (B, L, D) it sees."""
+def _last_layer(layer: Any, hidden: Tensor, pick: Callable[[Tensor], Tensor], seen: Tensor | None) -> Tensor:
+    """(B, 1, D), what the layer makes of the token that `pick` takes from `hidden` (B, L, D)."""
     attention = layer.self_attn
 
     def heads(tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
     around = layer.layer_norm1(hidden)
-    own = layer.layer_norm1(pooled) if seen is not None else around[:, :1]
+    queries = heads(attention.q_proj(pick(around)))
     keys, values = heads(attention.k_proj(around)), heads(attention.v_proj(around))
-    mixed = F.scaled_dot_product_attention(heads(attention.q_proj(own)), keys, values, seen, scale=attention.scale)
-    pooled = pooled + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    mixed = F.scaled_dot_product_attention(queries, keys, values, seen, scale=attention.scale)
+    pooled = pick(hidden) + attention.out_proj(mixed.transpose(1, 2).flatten(2))
     return pooled + layer.mlp(layer.layer_norm2(pooled))
