@@ -1,4 +1,4 @@
-"""The tiny CLIPs of `tiny_clips`, saved once with their tokenizer."""
+"""The tiny CLIPs of `tiny_clips`, saved once with their tokenizer, and with the adapters of `adapter_table`."""
 
 import copy
 from collections.abc import Callable
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_table import CLASSES, ROWS, Row
+from peft import PeftModel, get_peft_model
 from tiny_clips import IMAGE_SIZE, VARIANTS, make_tokenizer
 from transformers import AutoModel, CLIPTokenizer, PreTrainedModel
 
-import peft_cbpt  # noqa: F401
+from peft_cbpt import CBPTConfig
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +49,31 @@ def load_clip(loaded_clips: dict[str, PreTrainedModel]) -> Callable[..., PreTrai
 @pytest.fixture(scope="session")
 def pixels() -> torch.Tensor:
     return torch.rand(5, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=ROWS, ids=lambda row: row.name)
+def row(request: pytest.FixtureRequest) -> Row:
+    return request.param
+
+
+@pytest.fixture
+def base(row: Row, load_clip: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """The base model, never touched."""
+    return load_clip(row.clip)
+
+
+@pytest.fixture
+def clip(row: Row, load_clip: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """The same base model, to be given adapters."""
+    return load_clip(row.clip)
+
+
+@pytest.fixture
+def model(row: Row, clip: PreTrainedModel) -> PeftModel:
+    torch.manual_seed(0)
+    return get_peft_model(clip, CBPTConfig(class_names=CLASSES, **row.config)).eval()
+
+
+@pytest.fixture
+def captions(tokenizer: CLIPTokenizer) -> dict[str, torch.Tensor]:
+    return tokenizer(["a photo of a cat.", "two ants (red)"], padding=True, return_tensors="pt")

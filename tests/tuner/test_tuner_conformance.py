@@ -1,94 +1,18 @@
-"""What every adapter on every CLIP has to do: a table of both, and one test for each operation.
+"""What every adapter on every CLIP of `adapter_table` answers and learns.
 
 Every test ends in something a user can see, logits or weights, against a base model that was never touched.
 """
 
 import copy
-import os
-import pickle
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModel, PeftModel, get_peft_model
-from transformers import AutoModel, CLIPModel, CLIPTokenizer, PreTrainedModel
+from adapter_table import CLASSES, CONTEXT, Row, logits
+from peft import PeftModel, get_peft_model
+from transformers import CLIPModel, CLIPTokenizer, PreTrainedModel
 
 from peft_cbpt import CBPTConfig
-
-CLASSES = ["cat", "dog", "sea lion", "kite (bird)"]
-OTHER_CLASSES = ["ant", "bee"]
-CONTEXT = "text_model.embeddings.token_embedding.cbpt_context"
-
-
-@dataclass
-class Row:
-    name: str
-    clip: str = "clip"
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-ROWS = [
-    Row("end"),
-    Row("middle", config={"class_token_position": "middle", "num_context_tokens": 3}),
-    Row("front", config={"class_token_position": "front", "num_context_tokens": 2}),
-    Row("one context token", config={"num_context_tokens": 1, "init_std": 1.0}),
-    Row("template", config={"context_init": "template"}),
-    Row("unified", config={"unified_context": True}),
-    Row("unified, template", config={"unified_context": True, "context_init": "template"}),
-    Row("end, legacy EOS", "clip-legacy-eos"),
-    Row("middle, legacy EOS", "clip-legacy-eos", {"class_token_position": "middle"}),
-    Row("template, legacy EOS", "clip-legacy-eos", {"context_init": "template"}),
-    Row("batch norm subclass", "batch-norm-subclass", {"class_token_position": "front"}),
-    Row("ResNet", "clip-resnet", {"class_token_position": "middle"}),
-    Row("CLIPSeg", "clipseg"),
-]
-
-
-@pytest.fixture(params=ROWS, ids=lambda row: row.name)
-def row(request: pytest.FixtureRequest) -> Row:
-    return request.param
-
-
-@pytest.fixture
-def base(row: Row, load_clip: Callable[..., PreTrainedModel]) -> PreTrainedModel:
-    """The base model, never touched."""
-    return load_clip(row.clip)
-
-
-@pytest.fixture
-def clip(row: Row, load_clip: Callable[..., PreTrainedModel]) -> PreTrainedModel:
-    """The same base model, to be given adapters."""
-    return load_clip(row.clip)
-
-
-@pytest.fixture
-def model(row: Row, clip: PreTrainedModel) -> PeftModel:
-    torch.manual_seed(0)
-    return get_peft_model(clip, CBPTConfig(class_names=CLASSES, **row.config)).eval()
-
-
-@pytest.fixture
-def captions(tokenizer: CLIPTokenizer) -> dict[str, torch.Tensor]:
-    return tokenizer(["a photo of a cat.", "two ants (red)"], padding=True, return_tensors="pt")
-
-
-def logits(model: Any, pixels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(pixel_values=pixels, **kwargs).logits_per_image
-
-
-def assert_untouched(clip: PreTrainedModel, base: PreTrainedModel, pixels: torch.Tensor, captions: Any) -> None:
-    """`clip` answers as `base` does, with captions and without."""
-    assert torch.equal(logits(clip, pixels, **captions), logits(base, pixels, **captions))
-    for model in (clip, base):
-        with pytest.raises(ValueError, match="specify input_ids"):
-            model(pixel_values=pixels)
-    assert len(clip._forward_pre_hooks) == len(clip.vision_model._forward_pre_hooks) == 0
 
 
 def by_hand(base: PreTrainedModel, model: PeftModel, tokenizer: CLIPTokenizer) -> torch.Tensor:
@@ -204,149 +128,6 @@ def test_chunks_give_the_same_features_and_gradients(model: PeftModel) -> None:
     torch.testing.assert_close(grads[1], grads[0])
 
 
-@pytest.mark.parametrize("safe", [True, False])
-def test_save_and_load(
-    row: Row, model: PeftModel, pixels: torch.Tensor, load_clip: Any, tmp_path: Path, safe: bool
-) -> None:
-    model.save_pretrained(tmp_path, safe_serialization=safe)
-    expected = logits(model, pixels)
-    loaded = PeftModel.from_pretrained(load_clip(row.clip), tmp_path)
-    assert torch.equal(logits(loaded, pixels), expected)
-    assert loaded.class_names == CLASSES
-    again = PeftModel.from_pretrained(load_clip(row.clip), tmp_path, is_trainable=True)
-    assert [name for name, p in again.named_parameters() if p.requires_grad] == [f"base_model.model.{CONTEXT}.default"]
-
-
-def test_auto_peft_model(model: PeftModel, pixels: torch.Tensor, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path)
-    loaded = AutoPeftModel.from_pretrained(tmp_path)
-    assert type(loaded.get_base_model()) is type(model.get_base_model())
-    assert torch.equal(logits(loaded, pixels), logits(model, pixels))
-
-
-def test_transformers_loads_the_adapter_by_itself(
-    model: PeftModel, base: PreTrainedModel, clip: PreTrainedModel, row: Row, pixels: torch.Tensor,
-    captions: Any, load_clip: Any, tmp_path: Path,
-) -> None:  # fmt: skip
-    model.save_pretrained(tmp_path)
-    plain = load_clip(row.clip)
-    plain.load_adapter(tmp_path)
-    assert torch.equal(logits(plain, pixels), logits(model, pixels))
-    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path), pixels), logits(model, pixels))
-    plain.disable_adapters()
-    with model.disable_adapter():
-        assert torch.equal(logits(plain, pixels), logits(model, pixels))
-    plain.enable_adapters()
-    assert torch.equal(logits(plain, pixels), logits(model, pixels))
-    plain.delete_adapter("default")
-    assert_untouched(plain, base, pixels, captions)
-
-
-def test_transformers_adds_and_saves_the_adapter_by_itself(
-    row: Row, clip: PreTrainedModel, pixels: torch.Tensor, load_clip: Any, tmp_path: Path
-) -> None:
-    clip.add_adapter(CBPTConfig(class_names=CLASSES, **row.config))
-    clip.add_adapter(CBPTConfig(class_names=OTHER_CLASSES), "other")
-    assert logits(clip, pixels).shape[1] == len(OTHER_CLASSES)
-    clip.set_adapter("default")
-    clip.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(load_clip(row.clip), tmp_path)
-    assert torch.equal(logits(loaded, pixels), logits(clip, pixels))
-
-
-def test_several_adapters(model: PeftModel, pixels: torch.Tensor, row: Row, load_clip: Any, tmp_path: Path) -> None:
-    first = logits(model, pixels)
-    model.add_adapter("other", CBPTConfig(class_names=OTHER_CLASSES, num_context_tokens=2))
-    assert torch.equal(logits(model, pixels), first)
-    model.set_adapter("other")
-    second = logits(model, pixels)
-    assert second.shape == (len(pixels), len(OTHER_CLASSES))
-    assert model.class_names == OTHER_CLASSES
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == [f"base_model.model.{CONTEXT}.other"]
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(load_clip(row.clip), tmp_path)
-    loaded.load_adapter(tmp_path / "other", "second")
-    assert torch.equal(logits(loaded, pixels), first)
-    loaded.set_adapter("second")
-    assert torch.equal(logits(loaded, pixels), second)
-    model.delete_adapter("default")
-    assert torch.equal(logits(model, pixels), second)
-
-
-def test_two_active_adapters_raise(
-    model: PeftModel, base: PreTrainedModel, pixels: torch.Tensor, captions: Any
-) -> None:
-    model.add_adapter("other", CBPTConfig(class_names=OTHER_CLASSES))
-    model.base_model.set_adapter(["default", "other"])
-    for kwargs in ({}, captions):
-        with pytest.raises(ValueError, match="default, other are active at once"):
-            model(pixel_values=pixels, **kwargs)
-    with model.disable_adapter():
-        assert torch.equal(logits(model, pixels, **captions), logits(base, pixels, **captions))
-    model.set_adapter("default")
-    assert logits(model, pixels).shape[1] == len(CLASSES)
-
-
-def test_unload_gives_the_base_back(
-    model: PeftModel, base: PreTrainedModel, pixels: torch.Tensor, captions: Any
-) -> None:
-    model.unload()
-    unloaded = model.unload()
-    assert_untouched(unloaded, base, pixels, captions)
-    assert list(unloaded.state_dict()) == list(base.state_dict())
-    assert repr(unloaded) == repr(base)
-
-
-def test_deleting_the_last_adapter_gives_the_base_back(
-    model: PeftModel, base: PreTrainedModel, clip: PreTrainedModel, pixels: torch.Tensor, captions: Any
-) -> None:
-    model.delete_adapter("default")
-    assert_untouched(clip, base, pixels, captions)
-    with pytest.raises(ValueError, match="No CBPT adapter is active"):
-        model.class_prompt_ids()
-    model.add_adapter("default", CBPTConfig(class_names=OTHER_CLASSES))
-    model.set_adapter("default")
-    assert logits(model, pixels).shape[1] == len(OTHER_CLASSES)
-
-
-def test_merging_is_refused(model: PeftModel, pixels: torch.Tensor) -> None:
-    expected = logits(model, pixels)
-    for merge in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(NotImplementedError, match="cannot be merged"):
-            merge()
-    assert torch.equal(logits(model, pixels), expected)
-
-
-def test_copies_are_independent(model: PeftModel, base: PreTrainedModel, pixels: torch.Tensor, captions: Any) -> None:
-    expected = logits(model, pixels)
-    for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(logits(duplicate, pixels), expected)
-        assert_untouched(duplicate.unload(), base, pixels, captions)
-    assert torch.equal(logits(model, pixels), expected)
-
-
-@pytest.mark.parametrize(("dtype", "low_cpu_mem_usage"), [(torch.bfloat16, True), (torch.float16, False)])
-def test_the_context_is_float32_over_a_half_precision_base(
-    row: Row, model: PeftModel, pixels: torch.Tensor, load_clip: Any, tmp_path: Path, dtype: torch.dtype,
-    low_cpu_mem_usage: bool,
-) -> None:  # fmt: skip
-    name = f"base_model.model.{CONTEXT}.default"
-    exact = model.get_parameter(name)
-    model.save_pretrained(tmp_path)
-    half = load_clip(row.clip, dtype=dtype)
-    loaded = PeftModel.from_pretrained(half, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
-    assert torch.equal(loaded.get_parameter(name), exact)
-    assert logits(loaded, pixels.to(dtype)).dtype == dtype
-    assert loaded.encode_class_prompts().dtype == torch.float32
-    new = get_peft_model(load_clip(row.clip, dtype=dtype), CBPTConfig(class_names=CLASSES, **row.config))
-    assert new.get_parameter(name).dtype == torch.float32
-    new(pixel_values=pixels.to(dtype)).logits_per_image.sum().backward()
-    assert new.get_parameter(name).grad.dtype == torch.float32
-    plain = load_clip(row.clip, dtype=dtype)
-    plain.load_adapter(tmp_path)
-    assert torch.equal(plain.get_parameter(f"{CONTEXT}.default"), exact)
-
-
 def test_the_vision_tower_stays_in_eval_mode(
     row: Row, model: PeftModel, clip: PreTrainedModel, pixels: torch.Tensor, load_clip: Any
 ) -> None:
@@ -381,29 +162,6 @@ def test_init_std_scales_the_context(load_clip: Any) -> None:
         contexts.append(get_peft_model(load_clip(), config).get_parameter(f"base_model.model.{CONTEXT}.default"))
     assert contexts[0].std().item() == pytest.approx(0.02, rel=0.1)
     torch.testing.assert_close(contexts[1], 2 * contexts[0])
-
-
-def test_a_fresh_process_needs_no_tokenizer(load_clip: Any, pixels: torch.Tensor, tmp_path: Path) -> None:
-    """The two lines of the model card, in another process, with a base model without tokenizer."""
-    clip = load_clip("clip")
-    model = get_peft_model(clip, CBPTConfig(class_names=CLASSES)).eval()
-    model.save_pretrained(tmp_path / "adapter")
-    load_clip("clip").save_pretrained(tmp_path / "base")
-    torch.save({"pixels": pixels, "logits": logits(model, pixels)}, tmp_path / "expected.pt")
-    program = """
-import torch
-import peft_cbpt
-from peft import PeftModel
-from transformers import CLIPModel
-model = PeftModel.from_pretrained(CLIPModel.from_pretrained("base"), "adapter")
-expected = torch.load("expected.pt", weights_only=True)
-assert torch.equal(model(pixel_values=expected["pixels"]).logits_per_image, expected["logits"])
-"""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_table_has_both_poolings(load_clip: Any) -> None:
