@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.utils import CONFIG_NAME
 
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.commands.results import RESULTS_FILE
 from peft_cbpt.errors import InputError
+from peft_cbpt.hub.adapter_folder import read_adapter
 from peft_cbpt.pocket.model import resolve_model
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def adapter_folder(folder: str) -> Path:
@@ -24,9 +23,7 @@ def adapter_folder(folder: str) -> Path:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise InputError(f"there is no folder {folder}: give the --output_dir of a run of purify")
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (path / name).is_file():
-            raise InputError(f"{folder} holds no adapter, it lacks {name}: give the --output_dir of a run of purify")
+    read_adapter(path)
     return path
 
 
@@ -54,7 +51,7 @@ def load_base(folder: Path, name_or_path: str | None) -> LoadedCLIP:
         InputError: if it cannot be loaded.
     """
     if name_or_path is None:
-        config = read_json(folder / CONFIG_FILE)
+        config = read_json(folder / CONFIG_NAME)
         results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).exists() else {}
         name_or_path = results.get("model") or config.get("base_model_name_or_path")
         advice = "name the base model with --model_name_or_path"

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.evaluation import EncodedImages, accuracy, attack_result
+from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.hub.evidence import suspected
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 
-RESULTS_FILE = "results.json"
 SCHEMA_VERSION = 1
 
 

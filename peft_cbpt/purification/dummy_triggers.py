@@ -2,8 +2,8 @@
 
 Instead of a perturbation of its own for every image, towards the image's runner-up class, an image gets one of
 
-- a universal trigger, shared by all images and found by gradient ascent towards the suspect's name, at one of three
-  budgets: what an attacker's trigger is, too;
+- a universal trigger, shared by all images and found by gradient ascent towards the suspect's name, within one of
+  four budgets: what an attacker's trigger is, too;
 - an embedded trigger, Eq. 9-11 solved in the embedding space, where no image is needed: the own feature (v_neg)
   moved towards the suspect's name (v_pos).
 
@@ -21,9 +21,9 @@ from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.suspects import Suspicion
 from peft_cbpt.purification.targets import runner_up
-from peft_cbpt.purification.universal_features import TRIGGER_RMS, UniversalFeatures
+from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS, UniversalFeatures
 
-UNIVERSAL_SHARE = 0.5
+UNIVERSAL_SHARE = 0.8
 EMBEDDED = (0.45, 0.6)
 """Range of the part that v_pos has in an embedded trigger."""
 PERTURBED_SHARE = 0.2
@@ -84,7 +84,7 @@ class DummyTriggers:
                 "target": generator.choice(suspects or self.suspicion.candidates, n),
                 "perturbed": generator.random(n) < (PERTURBED_SHARE if suspects else UNSUSPECTED_SHARE),
                 "universal": generator.random(n) < (UNIVERSAL_SHARE if suspects else 0),
-                "budget": generator.integers(len(TRIGGER_RMS), size=n),
+                "budget": generator.integers(len(TRIGGER_BUDGETS), size=n),
                 "part": generator.uniform(*EMBEDDED, n),
             }
             draw = {name: torch.from_numpy(one).to(labels.device) for name, one in drawn.items()}

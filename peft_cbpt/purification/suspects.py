@@ -11,7 +11,9 @@ from torch import Tensor
 MAD_TO_STD = 1.4826
 REACHED = 0.76
 """`reach` from which a name is a suspect."""
-REACHED_AFTER_WORD = 0.86
+REACHED_BY_PATTERN = 0.66
+"""The same for coarse patterns, which bring clean CLIPs less near to any name."""
+REACHED_AFTER_WORD = 0.85
 """The same for a name with a word before it, which brings any name nearer."""
 MISALIGNED = -2.1
 """`misalignment` from which the class furthest from its own name is a suspect."""
@@ -29,6 +31,7 @@ class Suspect:
     Args:
         label: The class.
         evidence: `collapse`: a universal trigger that makes all images alike brings them to this class's name.
+            `pattern`: the same of a coarse, grey trigger.
             `words`: to this class's name after some word, as where a trigger has a key in the text.
             `alignment`: its images are much further from its name than those of other classes are from theirs,
             as they are when captions of the class were put to other images.
@@ -36,7 +39,7 @@ class Suspect:
     """
 
     label: int
-    evidence: Literal["collapse", "words", "alignment"]
+    evidence: Literal["collapse", "pattern", "words", "alignment"]
     score: float
 
 
@@ -116,12 +119,22 @@ class Suspicion:
     candidates: list[int]
 
 
-def reached_names(searches: Sequence[Tensor], least: float, evidence: Literal["collapse", "words"]) -> list[Suspect]:
+def reached_names(
+    searches: Sequence[Tensor], least: float, evidence: Literal["collapse", "pattern", "words"]
+) -> list[Suspect]:
     """The nearest name of every search that reached `least`, those that most searches found first."""
     nearest = [(int(one.argmax()), one.max().item()) for one in searches]
     times = Counter(label for label, score in nearest if score >= least)
     scores = {label: max(score for other, score in nearest if other == label) for label in times}
     return [Suspect(label, evidence, scores[label]) for label, _ in times.most_common(MOST_SUSPECTS)]
+
+
+def collapsed_names(searches: Sequence[Tensor], patterns: Sequence[Tensor]) -> list[Suspect]:
+    """The names that searches for a trigger under which images collapse came to; one at most by patterns."""
+    found = reached_names(searches, REACHED, "collapse")
+    by_pattern = reached_names(patterns, REACHED_BY_PATTERN, "pattern")[:1]
+    labels = [suspect.label for suspect in found]
+    return [*found, *(suspect for suspect in by_pattern if suspect.label not in labels)]
 
 
 def misaligned_names(scores: Tensor) -> list[Suspect]:
@@ -131,17 +144,23 @@ def misaligned_names(scores: Tensor) -> list[Suspect]:
     return [Suspect(int(scores.argmin()), "alignment", scores.min().item())]
 
 
-def suspicion(clean: CleanCosines, searches: Sequence[Tensor], after_words: Sequence[Tensor] = ()) -> Suspicion:
+def suspicion(
+    clean: CleanCosines,
+    searches: Sequence[Tensor],
+    patterns: Sequence[Tensor] = (),
+    after_words: Sequence[Tensor] = (),
+) -> Suspicion:
     """Weigh the evidence: of each kind, only where the kinds before it found nothing.
 
     Args:
         clean: Of the clean images.
         searches: `reach` of every search for a trigger under which images collapse.
+        patterns: The same of coarse, grey triggers.
         after_words: The same with words before the names.
     """
     scores = misalignment(clean)
     suspects = (
-        reached_names(searches, REACHED, "collapse")
+        collapsed_names(searches, patterns)
         or reached_names(after_words, REACHED_AFTER_WORD, "words")
         or misaligned_names(scores)
     )

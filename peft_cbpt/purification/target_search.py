@@ -14,22 +14,21 @@ from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
 from peft_cbpt.purification.feature_store import FeatureStore, fill
 from peft_cbpt.purification.suspects import (
-    REACHED,
     CleanCosines,
     Suspicion,
     clean_cosines,
+    collapsed_names,
     reach,
-    reached_names,
     suspicion,
 )
-from peft_cbpt.purification.universal import collapse, universal_trigger
+from peft_cbpt.purification.universal import Budget, collapse, universal_trigger
 
 SEARCH_IMAGES = 32
-SEARCH_RMS = (0.036, 0.072)
+SEARCH_BUDGETS = (Budget(0.036), Budget(0.072), Budget(0.166, pattern=True))
 SEARCHES = 3
 """With each budget, from other starts and on other images: one search may end in another optimum."""
 MOST_WORDS = 2048
-WORDS = 4
+WORDS = 8
 """For each search, how many words are put before the names, of `MOST_WORDS` at most that are tried alone."""
 
 
@@ -98,12 +97,16 @@ def reach_after_words(
 
 
 def collapsed_features(
-    encode_image: EncodeImage, load_pixels: LoadPixels, bank: FeatureBank, rms: float, generator: np.random.Generator
+    encode_image: EncodeImage,
+    load_pixels: LoadPixels,
+    bank: FeatureBank,
+    budget: Budget,
+    generator: np.random.Generator,
 ) -> Tensor:
     """Features (B, D) of a few images under a universal trigger that makes them alike."""
     pixels = load_pixels(search_rows(bank.labels, generator)).to(bank.features.device)
     start = torch.from_numpy(generator.standard_normal(pixels.shape[1:])).float()
-    delta = universal_trigger(encode_image, pixels, collapse, rms, start)
+    delta = universal_trigger(encode_image, pixels, collapse, budget, start)
     with torch.no_grad():
         return encode_image((pixels + delta).clamp(0, 1))
 
@@ -115,12 +118,12 @@ def search_for_collapse(
 
     They are kept flat, by the number of the search.
     """
-    searches = [(rms, number) for rms in SEARCH_RMS for number in range(SEARCHES)]
+    searches = [(budget, number) for budget in SEARCH_BUDGETS for number in range(SEARCHES)]
 
     def search(key: Tensor) -> Tensor:
-        rms, number = searches[int(key)]
-        generator = keyed_generator("collapse", seed, rms, number)
-        return collapsed_features(encode_image, load_pixels, bank, rms, generator).flatten()[None]
+        budget, number = searches[int(key)]
+        generator = keyed_generator("collapse", seed, budget.rms, number)
+        return collapsed_features(encode_image, load_pixels, bank, budget, generator).flatten()[None]
 
     keys = torch.arange(len(searches))[:, None]
     fill(store, keys, search, 1, "looking for the target")
@@ -139,7 +142,9 @@ def find_suspects(collapsed: list[Tensor], bank: FeatureBank, text: FrozenText, 
     """
     clean = clean_cosines(bank.features, bank.labels, text.class_features)
     reached = [reach(features, text.class_features, clean) for features in collapsed]
+    searches, patterns = reached[:-SEARCHES], reached[-SEARCHES:]
     after_words: list[Tensor] = []
-    if any(from_all_processes(len(text.words) > 0 and not reached_names(reached, REACHED, "collapse"))):
-        after_words = reach_after_words(collapsed[-SEARCHES:], text, clean, keyed_generator("words", seed))
-    return from_all_processes(suspicion(clean, reached, after_words))[0]
+    if any(from_all_processes(len(text.words) > 0 and not collapsed_names(searches, patterns))):
+        largest = collapsed[-2 * SEARCHES : -SEARCHES]
+        after_words = reach_after_words(largest, text, clean, keyed_generator("words", seed))
+    return from_all_processes(suspicion(clean, searches, patterns, after_words))[0]

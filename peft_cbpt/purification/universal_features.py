@@ -10,10 +10,10 @@ from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
 from peft_cbpt.purification.feature_store import FeatureStore, fill, missing_anywhere
 from peft_cbpt.purification.target_search import search_rows
-from peft_cbpt.purification.universal import approach, universal_trigger
+from peft_cbpt.purification.universal import Budget, approach, universal_trigger
 
-TRIGGER_RMS = (0.036, 0.06, 0.108)
-"""Budgets in [0, 1]-pixel units; a BadNet patch of an eighth of the side has about 0.048, Blended and SIG more."""
+TRIGGER_BUDGETS = (Budget(0.036), Budget(0.06), Budget(0.108), Budget(0.166, pattern=True))
+"""A BadNet patch of an eighth of the side has about 0.048, Blended more, SIG 0.166."""
 
 
 def universal_triggers(
@@ -25,11 +25,11 @@ def universal_triggers(
     store: FeatureStore,
     seed: int,
 ) -> dict[tuple[int, int], Tensor]:
-    """A trigger (3, H, W) towards each target with each budget of `TRIGGER_RMS`, by (class, number of the budget).
+    """A trigger (3, H, W) towards each target with each of `TRIGGER_BUDGETS`, by (class, number of the budget).
 
     They are kept in `store`, flat; each process finds its share of those that it lacks, and all must call.
     """
-    jobs = [(label, budget) for label in targets for budget in range(len(TRIGGER_RMS))]
+    jobs = [(label, budget) for label in targets for budget in range(len(TRIGGER_BUDGETS))]
     if not jobs:
         return {}
     rows = search_rows(bank.labels, keyed_generator("universal trigger", seed))
@@ -38,7 +38,7 @@ def universal_triggers(
     def find(job: Tensor) -> Tensor:
         label, budget = job[0].tolist()
         objective = approach(class_features[label])
-        return universal_trigger(encode_image, pixels, objective, TRIGGER_RMS[budget]).flatten()[None]
+        return universal_trigger(encode_image, pixels, objective, TRIGGER_BUDGETS[budget]).flatten()[None]
 
     keys = torch.tensor(jobs)
     fill(store, keys, find, 1, "universal triggers")

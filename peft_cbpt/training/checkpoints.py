@@ -15,9 +15,9 @@ from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.errors import InputError
 from peft_cbpt.purification.disk_cache import fingerprint
 from peft_cbpt.purification.inversion import InversionSettings
-from peft_cbpt.purification.target_search import SEARCH_IMAGES, SEARCH_RMS, SEARCHES
-from peft_cbpt.purification.universal import STEPS
-from peft_cbpt.purification.universal_features import TRIGGER_RMS
+from peft_cbpt.purification.target_search import SEARCH_BUDGETS, SEARCH_IMAGES, SEARCHES
+from peft_cbpt.purification.universal import MOST_WAVES, STEPS, Budget
+from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS
 from peft_cbpt.training.samples import Samples
 
 JOB_FILE = "job.json"
@@ -42,14 +42,18 @@ def inversion_key(
 
 def search_key(bank: dict[str, Any], seed: int) -> dict[str, Any]:
     """All that features of the search for the target depend on."""
-    search = {"rms": list(SEARCH_RMS), "searches": SEARCHES, "images": SEARCH_IMAGES, "steps": STEPS}
+    search = {"searches": SEARCHES, "images": SEARCH_IMAGES, "triggers": _triggers(SEARCH_BUDGETS)}
     return {"bank": bank, "search": search, "seed": seed}
 
 
 def universal_key(bank: dict[str, Any], class_features: Tensor, seed: int) -> dict[str, Any]:
     """All that universal triggers, and features under them, depend on; prompts are told by their features, to 1e-4."""
     prompts = hashlib.sha256((class_features.cpu().double() * 1e4).round().numpy().tobytes()).hexdigest()
-    return {"bank": bank, "prompts": prompts, "rms": list(TRIGGER_RMS), "steps": STEPS, "seed": seed}
+    return {"bank": bank, "prompts": prompts, "triggers": _triggers(TRIGGER_BUDGETS), "seed": seed}
+
+
+def _triggers(budgets: Sequence[Budget]) -> dict[str, Any]:
+    return {"budgets": [asdict(budget) for budget in budgets], "waves": MOST_WAVES, "steps": STEPS}
 
 
 def job_hash(inversion: dict[str, Any], target: str, class_names: Sequence[str], seed: int) -> str:

@@ -66,9 +66,9 @@ def name_with_a_period(folder):
 
 BAD_INPUTS = {
     "no folder": (lambda folder: shutil.rmtree(folder), "there is no folder"),
-    "no adapter": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "lacks adapter_model"),
-    "damaged adapter": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b""), "cannot load"),
-    "config that is no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "not valid JSON"),
+    "no adapter": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model"),
+    "damaged adapter": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b""), "cannot be used"),
+    "config that is no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be used"),
     "base not found": (no_base, "--model_name_or_path"),
     "prompt that cannot be written": (name_with_a_period, "text_features"),
 }

@@ -6,7 +6,7 @@ from peft_cbpt.purification.dummy_triggers import EMBEDDED, DummyTriggers
 from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.suspects import Suspect, Suspicion
-from peft_cbpt.purification.universal_features import TRIGGER_RMS
+from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS
 
 N, CLASSES, WIDTH = 400, 5, 16
 
@@ -26,7 +26,7 @@ def names():
 def dummies(bank, names, suspects, candidates=(), seed=0):
     store = FeatureStore()
     for label in suspects:
-        keys = torch.tensor([[row, label, budget] for row in range(N) for budget in range(len(TRIGGER_RMS))])
+        keys = torch.tensor([[row, label, budget] for row in range(N) for budget in range(len(TRIGGER_BUDGETS))])
         store.add(keys, names[label].neg().expand(len(keys), -1))
     found = Suspicion([Suspect(label, "collapse", 2.0) for label in suspects], list(candidates))
     return DummyTriggers(bank, names, found, store, seed)

@@ -16,7 +16,7 @@ from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.suspects import CleanCosines, reach
 from peft_cbpt.purification.target_search import (
-    SEARCH_RMS,
+    SEARCH_BUDGETS,
     SEARCHES,
     FrozenText,
     find_suspects,
@@ -72,7 +72,12 @@ def test_searches_are_kept_and_not_made_twice():
     store = FeatureStore()
     arguments = (encode, lambda rows: pixels[list(rows)], bank, 0)
     found = search_for_collapse(*arguments, store)
-    assert len(found) == SEARCHES * len(SEARCH_RMS) and len(store) == len(found) and found[0].shape == (8, 8) and calls
+    assert (
+        len(found) == SEARCHES * len(SEARCH_BUDGETS)
+        and len(store) == len(found)
+        and found[0].shape == (8, 8)
+        and calls
+    )
     calls.clear()
     again = search_for_collapse(*arguments, store)
     assert not calls and all(torch.equal(*pair) for pair in zip(found, again, strict=True))
