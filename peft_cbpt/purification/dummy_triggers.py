@@ -3,7 +3,7 @@
 Instead of a perturbation of its own for every image, towards the image's runner-up class, an image gets one of
 
 - a universal trigger, shared by all images and found by gradient ascent towards the suspect's name, within one of
-  four budgets: what an attacker's trigger is, too;
+  several budgets: what an attacker's trigger is, too;
 - an embedded trigger, Eq. 9-11 solved in the embedding space, where no image is needed: the own feature (v_neg)
   moved towards the suspect's name (v_pos).
 
@@ -13,6 +13,7 @@ of one of the classes with the lowest alignment.
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +22,7 @@ from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.suspects import Suspicion
 from peft_cbpt.purification.targets import runner_up
-from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS, UniversalFeatures
+from peft_cbpt.purification.universal_features import UniversalFeatures, budgets_against
 
 UNIVERSAL_SHARE = 0.8
 EMBEDDED = (0.45, 0.6)
@@ -79,12 +80,15 @@ class DummyTriggers:
         """What every row gets in an epoch; the same in all processes and when a run is resumed."""
         if epoch not in self._drawn:
             generator, labels = keyed_generator("dummy triggers", self.seed, epoch), self.bank.labels
-            suspects, n = [suspect.label for suspect in self.suspicion.suspects], len(labels)
+            suspects, n = self.suspicion.suspects, len(labels)
+            targets = [suspect.label for suspect in suspects] or self.suspicion.candidates
+            budgets = [budgets_against(suspect) for suspect in suspects] or [1] * len(targets)
+            aim = generator.integers(len(targets), size=n)
             drawn = {
-                "target": generator.choice(suspects or self.suspicion.candidates, n),
+                "target": np.array(targets)[aim],
                 "perturbed": generator.random(n) < (PERTURBED_SHARE if suspects else UNSUSPECTED_SHARE),
                 "universal": generator.random(n) < (UNIVERSAL_SHARE if suspects else 0),
-                "budget": generator.integers(len(TRIGGER_BUDGETS), size=n),
+                "budget": generator.integers(np.array(budgets)[aim]),
                 "part": generator.uniform(*EMBEDDED, n),
             }
             draw = {name: torch.from_numpy(one).to(labels.device) for name, one in drawn.items()}

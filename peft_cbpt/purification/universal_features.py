@@ -1,5 +1,6 @@
 """Images under universal triggers towards classes, encoded as they are needed and kept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,17 @@ from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
 from peft_cbpt.purification.feature_store import FeatureStore, fill, missing_anywhere
+from peft_cbpt.purification.suspects import Suspect
 from peft_cbpt.purification.target_search import search_rows
 from peft_cbpt.purification.universal import Budget, approach, universal_trigger
 
 TRIGGER_BUDGETS = (Budget(0.036), Budget(0.06), Budget(0.108), Budget(0.166, pattern=True))
-"""A BadNet patch of an eighth of the side has about 0.048, Blended more, SIG 0.166."""
+"""A BadNet patch of an eighth of the side has about 0.048, Blended more, SIG 0.166; patterns come last."""
+
+
+def budgets_against(suspect: Suspect) -> int:
+    """How many of `TRIGGER_BUDGETS` go against a suspect: no patterns if a trigger without them showed it."""
+    return sum(suspect.evidence != "collapse" or not budget.pattern for budget in TRIGGER_BUDGETS)
 
 
 def universal_triggers(
@@ -21,15 +28,15 @@ def universal_triggers(
     load_pixels: LoadPixels,
     bank: FeatureBank,
     class_features: Tensor,
-    targets: list[int],
+    suspects: Sequence[Suspect],
     store: FeatureStore,
     seed: int,
 ) -> dict[tuple[int, int], Tensor]:
-    """A trigger (3, H, W) towards each target with each of `TRIGGER_BUDGETS`, by (class, number of the budget).
+    """A trigger (3, H, W) towards each suspect within each of its budgets, by (class, number of the budget).
 
     They are kept in `store`, flat; each process finds its share of those that it lacks, and all must call.
     """
-    jobs = [(label, budget) for label in targets for budget in range(len(TRIGGER_BUDGETS))]
+    jobs = [(suspect.label, budget) for suspect in suspects for budget in range(budgets_against(suspect))]
     if not jobs:
         return {}
     rows = search_rows(bank.labels, keyed_generator("universal trigger", seed))

@@ -138,8 +138,9 @@ def make_dummy_triggers(
         text = frozen_text(model)
         collapsed = search_for_collapse(encode, images.load, bank, seed, opened("searches", search_key(bank_of, seed)))
         suspicion = find_suspects(collapsed, bank, text, seed)
-    class_features, targets = text.class_features, [suspect.label for suspect in suspicion.suspects]
+    class_features = text.class_features
     key = universal_key(bank_of, class_features, seed)
-    triggers = universal_triggers(encode, images.load, bank, class_features, targets, opened("triggers", key), seed)
+    kept = opened("triggers", key)
+    triggers = universal_triggers(encode, images.load, bank, class_features, suspicion.suspects, kept, seed)
     universal = UniversalFeatures(encode, images.load, triggers, opened("universal", key), inverter.batch_size)
     return DummyTriggers(bank, class_features, suspicion, universal, seed)

@@ -6,7 +6,7 @@ from peft_cbpt.purification.dummy_triggers import EMBEDDED, DummyTriggers
 from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.suspects import Suspect, Suspicion
-from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS
+from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS, budgets_against
 
 N, CLASSES, WIDTH = 400, 5, 16
 
@@ -23,13 +23,15 @@ def names():
     return F.normalize(torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(1)), dim=1)
 
 
-def dummies(bank, names, suspects, candidates=(), seed=0):
+def dummies(bank, names, labels, candidates=(), seed=0):
+    """With the features of just those universal triggers that go against the suspects; the even labels collapse."""
     store = FeatureStore()
-    for label in suspects:
-        keys = torch.tensor([[row, label, budget] for row in range(N) for budget in range(len(TRIGGER_BUDGETS))])
-        store.add(keys, names[label].neg().expand(len(keys), -1))
-    found = Suspicion([Suspect(label, "collapse", 2.0) for label in suspects], list(candidates))
-    return DummyTriggers(bank, names, found, store, seed)
+    suspects = [Suspect(label, "pattern" if label % 2 else "collapse", 2.0) for label in labels]
+    for suspect in suspects:
+        n_budgets = budgets_against(suspect)
+        keys = torch.tensor([[row, suspect.label, budget] for row in range(N) for budget in range(n_budgets)])
+        store.add(keys, names[suspect.label].neg().expand(len(keys), -1))
+    return DummyTriggers(bank, names, Suspicion(suspects, list(candidates)), store, seed)
 
 
 def changed(bank, features):
@@ -53,14 +55,14 @@ def test_images_are_moved_towards_suspects_and_no_others(bank, names):
 
 
 def test_a_row_gets_the_same_alone_as_in_a_batch_and_something_else_in_the_next_epoch(bank, names):
-    triggers, logits = dummies(bank, names, [1, 3]), bank.features @ names.T
+    triggers, logits = dummies(bank, names, [1, 2]), bank.features @ names.T
     features, targets = triggers.perturbed_features(torch.arange(N), logits, epoch=2)
     rows = torch.tensor([17, 5, 300])
     alone = triggers.perturbed_features(rows, logits[rows], epoch=2)
     assert torch.equal(alone[0], features[rows]) and torch.equal(alone[1], targets[rows])
     assert not torch.equal(triggers.perturbed_features(torch.arange(N), logits, epoch=3)[0], features)
     assert not torch.equal(
-        dummies(bank, names, [1, 3], seed=1).perturbed_features(torch.arange(N), logits, 2)[0], features
+        dummies(bank, names, [1, 2], seed=1).perturbed_features(torch.arange(N), logits, 2)[0], features
     )
 
 
@@ -79,9 +81,10 @@ def test_an_epoch_fetches_what_it_looks_up_and_no_more(bank, names):
             fetched.append(keys)
             self.add(keys, names[keys[:, 1]])
 
-    triggers = DummyTriggers(bank, names, Suspicion([Suspect(3, "collapse", 2.0)], []), Recorder(), 0)
+    triggers = DummyTriggers(bank, names, Suspicion([Suspect(3, "words", 2.0)], []), Recorder(), 0)
     triggers.start_epoch(4)
     (keys,) = fetched
     assert 0.05 * N < len(keys) < 0.15 * N and (bank.labels[keys[:, 0]] != 3).all()
+    assert set(keys[:, 2].tolist()) == set(range(len(TRIGGER_BUDGETS)))
     features, _ = triggers.perturbed_features(torch.arange(N), bank.features @ names.T, 4)
     assert torch.equal((features == names[3]).all(1).nonzero()[:, 0], keys[:, 0])

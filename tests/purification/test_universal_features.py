@@ -5,7 +5,13 @@ from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.evaluation import encode_in_batches, template_text_features
 from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.feature_store import FeatureStore
-from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS, UniversalFeatures, universal_triggers
+from peft_cbpt.purification.suspects import Suspect
+from peft_cbpt.purification.universal_features import (
+    TRIGGER_BUDGETS,
+    UniversalFeatures,
+    budgets_against,
+    universal_triggers,
+)
 from tests.conftest import FEW_CLASSES
 
 
@@ -32,10 +38,11 @@ def test_triggers_and_features_are_kept_and_not_made_twice(clip, few_shots):
     def load(rows):
         return pixels[list(rows)]
 
-    def triggers_towards(targets):
-        return universal_triggers(encode, load, bank, text, targets, kept, 0)
+    def triggers_towards(*suspects):
+        return universal_triggers(encode, load, bank, text, suspects, kept, 0)
 
-    triggers = triggers_towards([0])
+    banana = Suspect(0, "words", 0.9)
+    triggers = triggers_towards(banana)
     assert set(triggers) == {(0, budget) for budget in range(len(TRIGGER_BUDGETS))}
     norms = [triggers[0, budget].square().mean().sqrt().item() for budget in range(len(TRIGGER_BUDGETS))]
     assert norms == pytest.approx([budget.rms for budget in TRIGGER_BUDGETS], rel=0.05)
@@ -47,8 +54,16 @@ def test_triggers_and_features_are_kept_and_not_made_twice(clip, few_shots):
     torch.testing.assert_close(universal.look_up(keys), expected, rtol=0, atol=1e-5)
     calls.clear()
     universal.fetch(keys[5:9], torch.device("cpu"))
-    again = triggers_towards([0])
+    again = triggers_towards(banana)
     assert not calls and all(torch.equal(again[job], delta) for job, delta in triggers.items())
-    assert triggers_towards([]) == {}
+    assert triggers_towards() == {}
     universal.fetch(torch.tensor([[3, 0, 0], [3, 0, 1]]), torch.device("cpu"))
     assert calls == [2] and len(features) == len(pixels) + 2
+
+
+def test_patterns_go_against_suspects_that_no_other_trigger_showed():
+    kinds = {"collapse": False, "pattern": True, "words": True, "alignment": True}
+    for evidence, patterns in kinds.items():
+        used = TRIGGER_BUDGETS[: budgets_against(Suspect(0, evidence, 0.9))]
+        assert any(budget.pattern for budget in used) == patterns
+        assert all(budget in used for budget in TRIGGER_BUDGETS if not budget.pattern)
