@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft_cbpt.commands.experiment_cells import check_cell, compute_cell, model_of, purify_options, read_cell
-from peft_cbpt.commands.experiments import POCKET_PREFIX, Cell, Experiment, read_experiment
+from peft_cbpt.commands.experiments import POCKET_PREFIX, Cell, Experiment, attack_and_target, read_experiment
 from peft_cbpt.commands.files import prepare_output, write_text
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.purify import purify
@@ -21,13 +21,13 @@ from peft_cbpt.reports.style import png_bytes, write_bytes
 
 TARGET_CLASS = "banana"
 Stored = dict[str, dict[str, list[dict[str, Any]]]]
-"""By row and attack what is stored of every seed."""
+"""By row and column what is stored of every seed."""
 REPORT_PICTURES = ("embedding_map", "grad_cam")
 HEAD = """# Results
 
 Written by `python recipes/benchmark.py`; every cell is stored with its settings, date and versions in `{cells}`.
 Means and standard deviations over seeds; each has a poisoned model, shots and a training of its own. A dash marks what
-was not run yet. The attacks' target is {target}.{quick}
+was not run yet. The attacks' target is {target}, where none is named.{quick}
 """
 QUICK = " **This is the quick variant: smaller jobs, one seed, one attack.**"
 
@@ -74,10 +74,14 @@ def benchmark(argv: Sequence[str]) -> None:
     page = Path(arguments.page)
     pictures = prepare_output(str(page.parent / "images" / "results"))
     chosen = [one for one in experiments if not arguments.experiments or one.name in arguments.experiments]
-    jobs = [] if arguments.render_only else [(one, *job) for one in chosen for job in _cells(one, arguments)]
+    jobs = (
+        []
+        if arguments.render_only
+        else [(one, row, cell) for one in chosen for row, _, cell in _cells(one, arguments)]
+    )
     test_sets: dict[str, set[str]] = {}  # of all experiments that share a cell, so that it is run once
     for experiment in experiments:
-        for _, cell in _cells(experiment, arguments):
+        for _, _, cell in _cells(experiment, arguments):
             test_sets.setdefault(cell.key, set()).update(experiment.test_sets)
     alike = {replace(cell, attack="", seed=0, poison={}).key: cell for _, _, cell in jobs}
     for cell in alike.values():
@@ -111,15 +115,16 @@ def _read_experiments(arguments: BenchmarkArguments) -> list[Experiment]:
     return [replace(read_experiment(file, arguments.quick), **changes) for file in files]
 
 
-def _cells(experiment: Experiment, arguments: BenchmarkArguments) -> Iterator[tuple[str, Cell]]:
-    """All cells with their row labels, those of one poisoned model together."""
+def _cells(experiment: Experiment, arguments: BenchmarkArguments) -> Iterator[tuple[str, str, Cell]]:
+    """All cells with their rows and columns, those of one poisoned model together."""
     for seed in experiment.seeds:
-        for attack in experiment.attacks:
+        for column in experiment.attacks:
+            attack, target_class = attack_and_target(column, arguments.target_class)
             shipped = attack.startswith(POCKET_PREFIX)
             poison = {} if shipped else poison_settings(Path(arguments.poison_configs), attack)
             poison.pop("target_class", None)
             for row in experiment.rows:
-                yield row, experiment.cell(row, attack, seed, arguments.target_class, poison)
+                yield row, column, experiment.cell(row, attack, seed, target_class, poison)
 
 
 def _draw_report(experiment: Experiment, arguments: BenchmarkArguments, pictures: Path) -> None:
@@ -139,7 +144,7 @@ def _draw_report(experiment: Experiment, arguments: BenchmarkArguments, pictures
 
 def _reported_cell(experiment: Experiment, arguments: BenchmarkArguments) -> Cell:
     row = list(experiment.rows)[-1]
-    return next(cell for label, cell in _cells(experiment, arguments) if label == row)
+    return next(cell for label, _, cell in _cells(experiment, arguments) if label == row)
 
 
 def _picture_name(experiment: Experiment, cell: Cell, name: str) -> str:
@@ -154,9 +159,9 @@ def _page(experiments: Sequence[Experiment], arguments: BenchmarkArguments, cell
 
 def _section(experiment: Experiment, arguments: BenchmarkArguments, folder: Path, pictures: Path) -> str:
     stored: Stored = {row: {attack: [] for attack in experiment.attacks} for row in experiment.rows}
-    for row, cell in _cells(experiment, arguments):
+    for row, column, cell in _cells(experiment, arguments):
         if found := read_cell(folder, cell, experiment.test_sets):
-            stored[row][cell.attack].append(found)
+            stored[row][column].append(found)
     columns, n_wanted, paper = experiment.attacks, len(experiment.seeds), experiment.paper
     if experiment.picture == "domains":
         columns, n_wanted, paper = experiment.test_sets, n_wanted * len(columns), {}

@@ -63,7 +63,7 @@ class Experiment:
         name: Name of its YAML file.
         title: What it shows.
         rows: By label the method and its options, `{method: cbpt, num_shots: 4}`.
-        attacks: The columns: attacks, each against models of every seed.
+        attacks: The columns: attacks, each against models of every seed; `sig/corn` has a target of its own.
         seeds: Over which means and standard deviations are taken.
         data: Options of the data, the same for all rows.
         test_sets: The datasets to measure on; the first is the table's.
@@ -92,6 +92,12 @@ class Experiment:
         return Cell(attack, target_class, seed, poison, settings.pop("method"), settings, self.data)
 
 
+def attack_and_target(column: str, target_class: str) -> tuple[str, str]:
+    """The attack of a column, and its target: the column's own, else the one given."""
+    attack, _, own = column.partition("/")
+    return attack, own or target_class
+
+
 def read_experiment(file: Path, quick: bool) -> Experiment:
     """An experiment from its YAML file, in full or in small.
 
@@ -112,7 +118,7 @@ def read_experiment(file: Path, quick: bool) -> Experiment:
     for label, row in experiment.rows.items():
         if row.get("method") not in METHODS:
             raise InputError(f"method of row {label!r} in {file} is one of {', '.join(METHODS)}")
-    for attack in experiment.attacks:
+    for attack, _ in (attack_and_target(column, "") for column in experiment.attacks):
         if attack not in TRIGGERS and not attack.startswith(POCKET_PREFIX):
             raise InputError(f"unknown attack {attack!r} in {file}; choose among {', '.join(TRIGGERS)}")
     if experiment.picture not in (None, *PICTURES):

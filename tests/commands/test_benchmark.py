@@ -10,7 +10,7 @@ import yaml
 
 from peft_cbpt.attacks import TRIGGERS
 from peft_cbpt.commands.benchmark import benchmark
-from peft_cbpt.commands.experiments import Experiment, read_experiment
+from peft_cbpt.commands.experiments import Experiment, attack_and_target, read_experiment
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.zoo import poison_settings
 
@@ -67,6 +67,11 @@ def test_a_cell_depends_on_how_its_model_was_made():
     keys = {experiment.cell("FT", "badnet", 0, "banana", poison).key for poison in ({}, {"num_epochs": 3})}
     keys |= {experiment.cell("FT", "badnet", seed, target, {}).key for seed, target in ((1, "banana"), (0, "dog"))}
     assert len(keys) == 4
+
+
+def test_a_column_may_have_a_target_of_its_own():
+    assert attack_and_target("sig/wine glass", "banana") == ("sig", "wine glass")
+    assert attack_and_target("pocket:badnet", "banana") == ("pocket:badnet", "banana")
 
 
 @pytest.fixture
@@ -148,6 +153,8 @@ def test_a_damaged_cell_and_one_without_a_test_set_are_run_again(run, tmp_path, 
     [
         ({"rows": {"a": {"method": "magic"}}}, "method of row 'a'"),
         ({"attacks": ["nonsense"]}, "unknown attack 'nonsense'"),
+        ({"attacks": ["nonsense/dog"]}, "unknown attack 'nonsense'"),
+        ({"attacks": ["pocket:badnet/dog"]}, "aims at 'banana', not at 'dog'"),
         ({"picture": "film"}, "picture in"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"title": None}, "lacks 'title'"),
