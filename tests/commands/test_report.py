@@ -81,7 +81,7 @@ def test_what_has_moved_can_be_named(finished_report, purified, tmp_path, capsys
         assert first.tobytes() == second.tobytes(), name
 
 
-def other_width(folder):
+def doubled_width(folder):
     ((name, context),) = load_file(folder / "adapter_model.safetensors").items()
     save_file({name: torch.cat([context, context], dim=-1)}, folder / "adapter_model.safetensors")
 
@@ -100,7 +100,7 @@ BAD_INPUTS = {
         lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"),
         "cannot be used",
     ),
-    "adapter of another base": (other_width, "cannot load the adapter"),
+    "changed adapter": (doubled_width, "changed afterwards"),
     "base not found": (lambda folder: change_results(folder, model="/gone"), "--model_name_or_path"),
     "another base": (lambda folder: change_results(folder, model="pocket:clean"), "not those that were purified"),
     "dataset not found": (lambda folder: change_settings(folder, dataset_name="/gone"), "--dataset_name"),
