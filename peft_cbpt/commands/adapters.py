@@ -8,9 +8,8 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME
 
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
-from peft_cbpt.commands.results import RESULTS_FILE
 from peft_cbpt.errors import InputError
-from peft_cbpt.hub.adapter_folder import read_adapter
+from peft_cbpt.hub.adapter_folder import RESULTS_FILE, read_adapter
 from peft_cbpt.pocket.model import resolve_model
 
 

@@ -19,10 +19,11 @@ from peft_cbpt.commands.finetune import FinetuneArguments, finetune
 from peft_cbpt.commands.parsing import as_options, parse
 from peft_cbpt.commands.poison import run_poison
 from peft_cbpt.commands.purify import PurifyArguments, purify
-from peft_cbpt.commands.results import RESULTS_FILE, Stopwatch
+from peft_cbpt.commands.results import Stopwatch
 from peft_cbpt.commands.zoo import folder_of, is_made, zoo_job
 from peft_cbpt.data.images import load_labelled_images
 from peft_cbpt.errors import InputError
+from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 
 TRIGGER_FOR = {"pocket:clean": "pocket:badnet"}

@@ -26,7 +26,6 @@ from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.push import name_of_base, plan_push
 from peft_cbpt.commands.results import (
-    RESULTS_FILE,
     SCHEMA_VERSION,
     Stopwatch,
     measure,
@@ -39,6 +38,7 @@ from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import encode_images
+from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.hub.card import write_card
 from peft_cbpt.hub.sharing import without_local_paths
 from peft_cbpt.pocket.model import resolve_model

@@ -17,8 +17,9 @@ from peft_cbpt.commands.adapters import adapter_folder, load_adapter, load_base,
 from peft_cbpt.commands.files import prepare_output
 from peft_cbpt.commands.parsing import folder_first, parse
 from peft_cbpt.commands.purify import PurifyArguments, class_features, load_images
-from peft_cbpt.commands.results import RESULTS_FILE, SCHEMA_VERSION
+from peft_cbpt.commands.results import SCHEMA_VERSION
 from peft_cbpt.errors import InputError
+from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.purification.inversion import InversionSettings
 from peft_cbpt.reports.page import render_page
 from peft_cbpt.reports.pictures import PurifiedModel, draw_pictures

@@ -1,4 +1,4 @@
-"""The files of an adapter's folder, read and checked before they are shared."""
+"""The files of an adapter's folder, read and checked."""
 
 import json
 from pathlib import Path

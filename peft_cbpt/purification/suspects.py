@@ -134,7 +134,7 @@ def collapsed_names(searches: Sequence[Tensor], patterns: Sequence[Tensor]) -> l
     found = reached_names(searches, REACHED, "collapse")
     by_pattern = reached_names(patterns, REACHED_BY_PATTERN, "pattern")[:1]
     labels = [suspect.label for suspect in found]
-    return [*found, *(suspect for suspect in by_pattern if suspect.label not in labels)]
+    return [*found, *(suspect for suspect in by_pattern if suspect.label not in labels)][:MOST_SUSPECTS]
 
 
 def misaligned_names(scores: Tensor) -> list[Suspect]:
@@ -150,13 +150,14 @@ def suspicion(
     patterns: Sequence[Tensor] = (),
     after_words: Sequence[Tensor] = (),
 ) -> Suspicion:
-    """Weigh the evidence: of each kind, only where the kinds before it found nothing.
+    """Weigh the evidence: collapse and patterns together, then words, then alignment, each only where nothing
+    was found before.
 
     Args:
         clean: Of the clean images.
         searches: `reach` of every search for a trigger under which images collapse.
         patterns: The same of coarse, grey triggers.
-        after_words: The same with words before the names.
+        after_words: `reach` of searches with words before the names.
     """
     scores = misalignment(clean)
     suspects = (

@@ -25,6 +25,7 @@ from peft_cbpt.purification.universal import Budget, collapse, universal_trigger
 
 SEARCH_IMAGES = 32
 SEARCH_BUDGETS = (Budget(0.036), Budget(0.072), Budget(0.166, pattern=True))
+"""Of the searches with the second, words are tried; the patterns come last."""
 SEARCHES = 3
 """With each budget, from other starts and on other images: one search may end in another optimum."""
 MOST_WORDS = 2048

@@ -76,8 +76,8 @@ class CleanCLIPTrainer(ContrastiveTrainer):
     """Minimises Eq. 3 + `self_supervision` * (image-image + text-text contrastive loss).
 
     Args:
-        self_supervision: Weight of each of the two. The authors' code gives each a half, and compares own with view
-            in one direction only; 1 here is the stronger pull.
+        self_supervision: Weight of each of the two; 1 by default. The authors' code gives each a half and compares own
+            with view in one direction only.
         **kwargs: As for `transformers.Trainer`; use `CleanCLIPCollator` as `data_collator`.
     """
 

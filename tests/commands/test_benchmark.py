@@ -137,6 +137,26 @@ def test_grad_cam_and_the_map_are_drawn_for_a_model_in_a_folder(run, tmp_path):
     assert len(pictures) == 2 and all((tmp_path / "images" / "results" / name).is_file() for name in pictures)
 
 
+def test_two_targets_of_one_attack_are_two_columns(run, tmp_path):
+    content = yaml.safe_load(TINY) | {"attacks": ["sig/cyclone", "sig/banana"], "seeds": [0]}
+    content["rows"] = {"nothing": {"method": "none"}}
+    (tmp_path / "configs" / "tiny.yaml").write_text(yaml.safe_dump(content))
+    experiment = read_experiment(tmp_path / "configs" / "tiny.yaml", False)
+    poison = poison_settings(CONFIGS, "sig")
+    poison.pop("target_class", None)
+    for place, target in enumerate(("cyclone", "banana")):
+        cell = experiment.cell("nothing", "sig", 0, target, poison)
+        names = ("clean_accuracy", "attack_success_rate", "attack_success_rate_published", "robust_accuracy")
+        figures = {"pocket:base": dict.fromkeys(names, 0.25 + place / 2)}
+        file = tmp_path / "cells" / cell.file
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"figures": figures, "seconds": {"measure": 1.0}}))
+    assert run("--render_only", "true", "--poison_configs", str(CONFIGS)) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "| Attack success rate (%) | sig/cyclone | sig/banana | average |" in page
+    assert "| nothing | 25.0 | 75.0 | 50.0 |" in page
+
+
 def test_a_damaged_cell_and_one_without_a_test_set_are_run_again(run, tmp_path, capsys):
     assert run("--quick") == 0
     (file,) = (tmp_path / "cells").glob("*/none-*.json")

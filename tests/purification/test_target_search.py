@@ -119,3 +119,24 @@ def test_a_key_in_the_text_is_found():
     first, second = reach_after_words(searches, text, clean, keyed_generator("words"))
     assert first.argmax() == 2 and first[2] == pytest.approx(1 / 0.8)
     assert first[0] == pytest.approx(reach(searches[0], names, clean)[0]) and second.abs().max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("search", "cosine", "found"),
+    [
+        (0, 0.79, [(2, "collapse")]),
+        (0, 0.7, []),
+        (6, 0.7, [(2, "pattern")]),
+        (6, 0.6, []),
+        (8, 0.79, [(2, "pattern")]),
+    ],
+)
+def test_the_last_searches_are_those_among_patterns(search, cosine, found):
+    """Of nine searches one brings images near to name 2; names and images are axes: reach is the cosine."""
+    names = torch.eye(12)[:4]
+    bank = FeatureBank(names, torch.arange(4), [])
+    collapsed = [torch.eye(12)[8:9]] * (SEARCHES * len(SEARCH_BUDGETS))
+    collapsed[search] = cosine * names[2:3] + (1 - cosine**2) ** 0.5 * torch.eye(12)[8:9]
+    text = FrozenText(names, torch.tensor([], dtype=torch.int64), lambda ids: ids, lambda word: names)
+    suspects = find_suspects(collapsed, bank, text, seed=0).suspects
+    assert [(one.label, one.evidence) for one in suspects] == found
