@@ -130,9 +130,13 @@ def reached_names(
 
 
 def collapsed_names(searches: Sequence[Tensor], patterns: Sequence[Tensor]) -> list[Suspect]:
-    """The names that searches for a trigger under which images collapse came to; one at most by patterns."""
+    """The names that searches for a trigger under which images collapse came to.
+
+    Of those by patterns one at most, and only if it is nearer than any trigger over all pixels came to a suspect.
+    """
     found = reached_names(searches, REACHED, "collapse")
-    by_pattern = reached_names(patterns, REACHED_BY_PATTERN, "pattern")[:1]
+    least = max([REACHED_BY_PATTERN, *(suspect.score for suspect in found)])
+    by_pattern = reached_names(patterns, least, "pattern")[:1]
     labels = [suspect.label for suspect in found]
     return [*found, *(suspect for suspect in by_pattern if suspect.label not in labels)][:MOST_SUSPECTS]
 

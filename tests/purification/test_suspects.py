@@ -96,9 +96,10 @@ def test_the_class_that_most_searches_find_comes_first():
 
 
 def test_a_name_reached_by_a_pattern_comes_after_those_reached_by_any_trigger():
-    found = suspicion(clean(), [reached(7, 0.9)], [reached(3, 0.7), reached(5, 0.7), reached(5, 0.68)])
+    found = suspicion(clean(), [reached(7, 0.8)], [reached(3, 0.9), reached(5, 0.9), reached(5, 0.85)])
     assert [(one.label, one.evidence) for one in found.suspects] == [(7, "collapse"), (5, "pattern")]
-    assert labels(suspicion(clean(), [reached(7, 0.9)], [reached(7, 0.8)])) == [7]
+    assert labels(suspicion(clean(), [reached(7, 0.9)], [reached(7, 0.95)])) == [7]
+    assert labels(suspicion(clean(), [reached(7, 0.9)], [reached(5, 0.85)])) == [7], "another trigger came nearer"
     assert labels(suspicion(clean(), [LOW], [reached(3, REACHED_BY_PATTERN - 0.01)])) == []
     assert labels(suspicion(clean(c0=0.3), [LOW], [reached(3, 0.7)], [reached(4, 0.9)])) == [3]
     assert labels(suspicion(clean(c0=0.3), [LOW], [LOW], [reached(4, 0.9)])) == [4]
