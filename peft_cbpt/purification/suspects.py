@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Evidence = Literal["collapse", "pattern", "words", "alignment"]
+
 MAD_TO_STD = 1.4826
 REACHED = 0.76
 """`reach` from which a name is a suspect."""
@@ -39,7 +41,7 @@ class Suspect:
     """
 
     label: int
-    evidence: Literal["collapse", "pattern", "words", "alignment"]
+    evidence: Evidence
     score: float
 
 
@@ -119,9 +121,7 @@ class Suspicion:
     candidates: list[int]
 
 
-def reached_names(
-    searches: Sequence[Tensor], least: float, evidence: Literal["collapse", "pattern", "words"]
-) -> list[Suspect]:
+def reached_names(searches: Sequence[Tensor], least: float, evidence: Evidence) -> list[Suspect]:
     """The nearest name of every search that reached `least`, those that most searches found first."""
     nearest = [(int(one.argmax()), one.max().item()) for one in searches]
     times = Counter(label for label, score in nearest if score >= least)
