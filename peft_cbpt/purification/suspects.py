@@ -17,13 +17,15 @@ REACHED_BY_PATTERN = 0.66
 """The same for coarse patterns, which bring clean CLIPs less near to any name."""
 REACHED_AFTER_WORD = 0.85
 """The same for a name with a word before it, which brings any name nearer."""
-MISALIGNED = -2.1
+MISALIGNED = -3.0
 """`misalignment` from which the class furthest from its own name is a suspect."""
 FEWEST_CLASSES = 40
 """Of fewer classes, none is told from the others by its alignment."""
+FEWEST_SHOTS = 8
+"""Nor with fewer images: one that is drawn in another manner than the rest moves the mean of a few far."""
 MOST_SUSPECTS = 3
 N_CANDIDATES = 4
-"""Where nothing stands out: the classes with the lowest alignment."""
+"""Where nothing stands out: the classes whose images are furthest from their name."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Suspicion:
 
     Args:
         suspects: Classes that stand out; at most `MOST_SUSPECTS`.
-        candidates: Where none does, the classes with the lowest alignment.
+        candidates: Where none does, the classes whose images are furthest from their name.
     """
 
     suspects: list[Suspect]
@@ -141,9 +143,10 @@ def collapsed_names(searches: Sequence[Tensor], patterns: Sequence[Tensor]) -> l
     return [*found, *(suspect for suspect in by_pattern if suspect.label not in labels)][:MOST_SUSPECTS]
 
 
-def misaligned_names(scores: Tensor) -> list[Suspect]:
+def misaligned_names(clean: CleanCosines) -> list[Suspect]:
     """The class of the lowest `misalignment`, if it stands out."""
-    if len(scores) < FEWEST_CLASSES or scores.min() > MISALIGNED:
+    scores = misalignment(clean)
+    if len(scores) < FEWEST_CLASSES or clean.shots < FEWEST_SHOTS or scores.min() > MISALIGNED:
         return []
     return [Suspect(int(scores.argmin()), "alignment", scores.min().item())]
 
@@ -163,11 +166,10 @@ def suspicion(
         patterns: The same of coarse, grey triggers.
         after_words: `reach` of searches with words before the names.
     """
-    scores = misalignment(clean)
     suspects = (
         collapsed_names(searches, patterns)
         or reached_names(after_words, REACHED_AFTER_WORD, "words")
-        or misaligned_names(scores)
+        or misaligned_names(clean)
     )
-    lowest = scores.topk(min(N_CANDIDATES, len(scores)), largest=False).indices.sort().values
+    lowest = clean.own.topk(min(N_CANDIDATES, len(clean.own)), largest=False).indices.sort().values
     return Suspicion(suspects, [] if suspects else lowest.tolist())

@@ -1,6 +1,6 @@
 """The search for what a backdoor may aim at, in the frozen model and the clean images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,9 @@ from peft_cbpt.purification.universal import Budget, collapse, universal_trigger
 SEARCH_IMAGES = 32
 SEARCH_BUDGETS = (Budget(0.036), Budget(0.072), Budget(0.166, pattern=True))
 """Of the searches with the second, words are tried; the patterns come last."""
+PATIENT_BUDGET = Budget(0.036, steps=40)
+"""The first again, from the same starts, where nothing was found."""
+ALL_BUDGETS = (*SEARCH_BUDGETS, PATIENT_BUDGET)
 SEARCHES = 3
 """With each budget, from other starts and on other images: one search may end in another optimum."""
 MOST_WORDS = 2048
@@ -113,39 +116,52 @@ def collapsed_features(
 
 
 def search_for_collapse(
-    encode_image: EncodeImage, load_pixels: LoadPixels, bank: FeatureBank, seed: int, store: FeatureStore
+    encode_image: EncodeImage,
+    load_pixels: LoadPixels,
+    bank: FeatureBank,
+    seed: int,
+    store: FeatureStore,
+    budgets: Sequence[Budget],
 ) -> list[Tensor]:
-    """`collapsed_features` of every search; each process does its share of those that `store` lacks; all call.
+    """`collapsed_features` of `SEARCHES` searches with each budget, of `ALL_BUDGETS`.
 
-    They are kept flat, by the number of the search.
+    Each process does its share of those that `store` lacks; all call. They are kept flat, by (number of the budget,
+    number of the search).
     """
-    searches = [(budget, number) for budget in SEARCH_BUDGETS for number in range(SEARCHES)]
 
     def search(key: Tensor) -> Tensor:
-        budget, number = searches[int(key)]
+        budget, number = ALL_BUDGETS[int(key[0, 0])], int(key[0, 1])
         generator = keyed_generator("collapse", seed, budget.rms, number)
         return collapsed_features(encode_image, load_pixels, bank, budget, generator).flatten()[None]
 
-    keys = torch.arange(len(searches))[:, None]
+    keys = torch.tensor([(ALL_BUDGETS.index(budget), number) for budget in budgets for number in range(SEARCHES)])
     fill(store, keys, search, 1, "looking for the target")
     n_images = min(SEARCH_IMAGES, len(bank.labels))
     return list(store.look_up(keys).unflatten(1, (n_images, -1)).to(bank.features))
 
 
-def find_suspects(collapsed: list[Tensor], bank: FeatureBank, text: FrozenText, seed: int) -> Suspicion:
+def find_suspects(
+    search: Callable[[Sequence[Budget]], list[Tensor]], bank: FeatureBank, text: FrozenText, seed: int
+) -> Suspicion:
     """The classes that a backdoor may aim at, by all kinds of evidence; all processes must call.
 
     Args:
-        collapsed: From `search_for_collapse`.
+        search: `search_for_collapse`, given all but the budgets.
         bank: The clean images.
         text: The frozen text tower.
         seed: Seed of the choice of words.
     """
     clean = clean_cosines(bank.features, bank.labels, text.class_features)
-    reached = [reach(features, text.class_features, clean) for features in collapsed]
-    searches, patterns = reached[:-SEARCHES], reached[-SEARCHES:]
+
+    def reached(collapsed: Sequence[Tensor]) -> list[Tensor]:
+        return [reach(features, text.class_features, clean) for features in collapsed]
+
+    collapsed = search(SEARCH_BUDGETS)
+    largest, by_pattern = collapsed[-2 * SEARCHES : -SEARCHES], collapsed[-SEARCHES:]
+    searches, patterns = reached(collapsed[:-SEARCHES]), reached(by_pattern)
+    if any(from_all_processes(not collapsed_names(searches, patterns))):
+        searches += reached(search([PATIENT_BUDGET]))
     after_words: list[Tensor] = []
     if any(from_all_processes(len(text.words) > 0 and not collapsed_names(searches, patterns))):
-        largest = collapsed[-2 * SEARCHES : -SEARCHES]
         after_words = reach_after_words(largest, text, clean, keyed_generator("words", seed))
     return from_all_processes(suspicion(clean, searches, patterns, after_words))[0]

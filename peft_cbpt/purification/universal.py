@@ -9,7 +9,6 @@ from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
 
-STEPS = 20
 _FIRST_STEP = 1 / 6
 """Length of the first step as a part of the budget's radius; steps shrink linearly to none."""
 _START = 0.7
@@ -19,17 +18,19 @@ MOST_WAVES = 8
 
 @dataclass(frozen=True)
 class Budget:
-    """What a universal trigger may be.
+    """What a universal trigger may be, and how long it is looked for.
 
     Args:
         rms: The largest root mean square change of a pixel's channel, in [0, 1]-pixel units, so that it means the same
             at every resolution.
         pattern: Grey, and of at most `MOST_WAVES` waves in either direction. Gradient ascent over all pixels ends in
             fine noise of many colours before it comes to a trigger that is a strong but coarse pattern, as SIG's.
+        steps: Of gradient ascent.
     """
 
     rms: float
     pattern: bool = False
+    steps: int = 20
 
     def part_of(self, delta: Tensor) -> Tensor:
         """The nearest perturbation (3, H, W) that may be, but for its size."""
@@ -69,13 +70,13 @@ def universal_trigger(
 ) -> Tensor:
     """The perturbation that, added to every image, makes `objective` of their features large.
 
-    `STEPS` steps along the gradient of unit l2 norm, within an l2 ball; of the gradient only the part that may be.
+    Steps along the gradient of unit l2 norm, within an l2 ball; of the gradient only the part that may be.
 
     Args:
         encode_image: From pixels in [0, 1] to unit-norm features; only a gradient to its input is asked for.
         pixels: Images, float (B, 3, H, W) in [0, 1].
         objective: `collapse`, or `approach` of a class; from features (B, D) to a number.
-        budget: What the perturbation may be; its `rms` is the radius of the ball.
+        budget: What the perturbation may be, its `rms` is the radius of the ball; and how many steps are made.
         start: Where to begin, (3, H, W): the part of it that may be, scaled to `_START` of the radius; at zero by
             default.
 
@@ -87,13 +88,13 @@ def universal_trigger(
     if start is not None:
         delta = budget.part_of(start.to(pixels))
         delta = delta * (_START * radius / delta.norm())
-    for step in range(STEPS):
+    for step in range(budget.steps):
         delta.requires_grad_(True)
         with torch.enable_grad():
             value = objective(encode_image((pixels + delta).clamp(0, 1)))
             (gradient,) = torch.autograd.grad(value, delta)
         gradient = budget.part_of(gradient)
-        length = radius * _FIRST_STEP * (1 - step / STEPS)
+        length = radius * _FIRST_STEP * (1 - step / budget.steps)
         delta = delta.detach() + length * gradient / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
         delta = delta * (radius / delta.norm()).clamp(max=1)
     return delta

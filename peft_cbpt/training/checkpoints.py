@@ -15,8 +15,8 @@ from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.errors import InputError
 from peft_cbpt.purification.disk_cache import fingerprint
 from peft_cbpt.purification.inversion import InversionSettings
-from peft_cbpt.purification.target_search import SEARCH_BUDGETS, SEARCH_IMAGES, SEARCHES
-from peft_cbpt.purification.universal import MOST_WAVES, STEPS, Budget
+from peft_cbpt.purification.target_search import ALL_BUDGETS, SEARCH_IMAGES, SEARCHES
+from peft_cbpt.purification.universal import MOST_WAVES, Budget
 from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS
 from peft_cbpt.training.samples import Samples
 
@@ -42,7 +42,7 @@ def inversion_key(
 
 def search_key(bank: dict[str, Any], seed: int) -> dict[str, Any]:
     """All that features of the search for the target depend on."""
-    search = {"searches": SEARCHES, "images": SEARCH_IMAGES, "triggers": _triggers(SEARCH_BUDGETS)}
+    search = {"searches": SEARCHES, "images": SEARCH_IMAGES, "triggers": _triggers(ALL_BUDGETS)}
     return {"bank": bank, "search": search, "seed": seed}
 
 
@@ -53,7 +53,7 @@ def universal_key(bank: dict[str, Any], class_features: Tensor, seed: int) -> di
 
 
 def _triggers(budgets: Sequence[Budget]) -> dict[str, Any]:
-    return {"budgets": [asdict(budget) for budget in budgets], "waves": MOST_WAVES, "steps": STEPS}
+    return {"budgets": [asdict(budget) for budget in budgets], "waves": MOST_WAVES}
 
 
 def job_hash(inversion: dict[str, Any], target: str, class_names: Sequence[str], seed: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,9 @@ def make_dummy_triggers(
     encode, bank = inverter.encode_image, inverter.bank
     with torch.no_grad(), model.disable_adapter():
         text = frozen_text(model)
-        collapsed = search_for_collapse(encode, images.load, bank, seed, opened("searches", search_key(bank_of, seed)))
-        suspicion = find_suspects(collapsed, bank, text, seed)
+        searches = opened("searches", search_key(bank_of, seed))
+        search = partial(search_for_collapse, encode, images.load, bank, seed, searches)
+        suspicion = find_suspects(search, bank, text, seed)
     class_features = text.class_features
     key = universal_key(bank_of, class_features, seed)
     kept = opened("triggers", key)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from peft_cbpt.purification.suspects import (
     FEWEST_CLASSES,
+    FEWEST_SHOTS,
     REACHED,
     REACHED_BY_PATTERN,
     CleanCosines,
@@ -112,7 +113,9 @@ def test_alignment_counts_where_no_name_is_reached():
     assert labels(suspicion(clean(), [LOW])) == []
 
 
-def test_few_classes_have_no_outlier():
+def test_few_classes_or_shots_have_no_outlier():
+    assert labels(suspicion(clean(FEWEST_SHOTS, c0=0.3), [LOW])) == [0]
+    assert labels(suspicion(clean(FEWEST_SHOTS - 1, c0=0.3), [LOW])) == []
     few = N - 1
     assert labels(suspicion(clean(n=few, c0=0.3), [LOW[:few]])) == []
 

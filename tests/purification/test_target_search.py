@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.suspects import CleanCosines, reach
 from peft_cbpt.purification.target_search import (
+    PATIENT_BUDGET,
     SEARCH_BUDGETS,
     SEARCHES,
     FrozenText,
@@ -54,8 +57,8 @@ def test_the_target_of_the_shipped_backdoor_is_found_and_none_on_the_clean_model
     encode = image_encoder(clip.model, clip.normalize)
     bank = FeatureBank(encode_in_batches(encode, pixels), labels, [])
     with torch.no_grad(), model.disable_adapter():
-        collapsed = search_for_collapse(encode, lambda rows: pixels[list(rows)], bank, 0, FeatureStore())
-        found = find_suspects(collapsed, bank, frozen_text(model), seed=0)
+        search = partial(search_for_collapse, encode, lambda rows: pixels[list(rows)], bank, 0, FeatureStore())
+        found = find_suspects(search, bank, frozen_text(model), seed=0)
     assert [one.label for one in found.suspects] == suspects and bool(found.candidates) == (not suspects)
 
 
@@ -71,7 +74,7 @@ def test_searches_are_kept_and_not_made_twice():
 
     store = FeatureStore()
     arguments = (encode, lambda rows: pixels[list(rows)], bank, 0)
-    found = search_for_collapse(*arguments, store)
+    found = search_for_collapse(*arguments, store, SEARCH_BUDGETS)
     assert (
         len(found) == SEARCHES * len(SEARCH_BUDGETS)
         and len(store) == len(found)
@@ -79,9 +82,11 @@ def test_searches_are_kept_and_not_made_twice():
         and calls
     )
     calls.clear()
-    again = search_for_collapse(*arguments, store)
+    again = search_for_collapse(*arguments, store, SEARCH_BUDGETS)
     assert not calls and all(torch.equal(*pair) for pair in zip(found, again, strict=True))
-    fresh = search_for_collapse(*arguments, FeatureStore())
+    patient = search_for_collapse(*arguments, store, [PATIENT_BUDGET])
+    assert len(patient) == SEARCHES and len(calls) == SEARCHES * (PATIENT_BUDGET.steps + 1)
+    fresh = search_for_collapse(*arguments, FeatureStore(), SEARCH_BUDGETS)
     assert all(torch.equal(*pair) for pair in zip(found, fresh, strict=True))
 
 
@@ -121,8 +126,22 @@ def test_a_key_in_the_text_is_found():
     assert first[0] == pytest.approx(reach(searches[0], names, clean)[0]) and second.abs().max() < 0.5
 
 
+NAMES, ELSEWHERE = torch.eye(12)[:4], torch.eye(12)[8:9]
+
+
+def images_near(name, cosine):
+    return cosine * NAMES[name : name + 1] + (1 - cosine**2) ** 0.5 * ELSEWHERE
+
+
+def suspects_of(search):
+    """Names and images are axes: reach is the cosine."""
+    text = FrozenText(NAMES, torch.tensor([], dtype=torch.int64), lambda ids: ids, lambda word: NAMES)
+    found = find_suspects(search, FeatureBank(NAMES, torch.arange(4), []), text, seed=0).suspects
+    return [(one.label, one.evidence) for one in found]
+
+
 @pytest.mark.parametrize(
-    ("search", "cosine", "found"),
+    ("number", "cosine", "found"),
     [
         (0, 0.79, [(2, "collapse")]),
         (0, 0.7, []),
@@ -131,12 +150,24 @@ def test_a_key_in_the_text_is_found():
         (8, 0.79, [(2, "pattern")]),
     ],
 )
-def test_the_last_searches_are_those_among_patterns(search, cosine, found):
-    """Of nine searches one brings images near to name 2; names and images are axes: reach is the cosine."""
-    names = torch.eye(12)[:4]
-    bank = FeatureBank(names, torch.arange(4), [])
-    collapsed = [torch.eye(12)[8:9]] * (SEARCHES * len(SEARCH_BUDGETS))
-    collapsed[search] = cosine * names[2:3] + (1 - cosine**2) ** 0.5 * torch.eye(12)[8:9]
-    text = FrozenText(names, torch.tensor([], dtype=torch.int64), lambda ids: ids, lambda word: names)
-    suspects = find_suspects(collapsed, bank, text, seed=0).suspects
-    assert [(one.label, one.evidence) for one in suspects] == found
+def test_the_last_searches_are_those_among_patterns(number, cosine, found):
+    """Of nine searches one brings images near to name 2."""
+
+    def search(budgets):
+        collapsed = [ELSEWHERE] * (SEARCHES * len(budgets))
+        return [*collapsed[:number], images_near(2, cosine), *collapsed[number + 1 :]]
+
+    assert suspects_of(lambda budgets: search(budgets) if len(budgets) > 1 else [ELSEWHERE] * SEARCHES) == found
+
+
+@pytest.mark.parametrize(("first", "found"), [(0.7, [(1, "collapse")]), (0.8, [(2, "collapse")])])
+def test_the_search_is_patient_only_where_nothing_was_found(first, found):
+    asked = []
+
+    def search(budgets):
+        asked.append(list(budgets))
+        near = images_near(1, 0.9) if PATIENT_BUDGET in budgets else images_near(2, first)
+        return [near] + [ELSEWHERE] * (SEARCHES * len(budgets) - 1)
+
+    assert suspects_of(search) == found
+    assert asked == [list(SEARCH_BUDGETS), [PATIENT_BUDGET]][: 1 + (first == 0.7)]
