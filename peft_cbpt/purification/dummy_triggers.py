@@ -19,17 +19,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_cbpt.clip.seeding import keyed_generator
+from peft_cbpt.errors import InputError
 from peft_cbpt.purification.feature_bank import FeatureBank
-from peft_cbpt.purification.suspects import Suspicion
+from peft_cbpt.purification.suspects import EVIDENCE, Evidence, Suspicion
 from peft_cbpt.purification.targets import runner_up
 from peft_cbpt.purification.universal_features import UniversalFeatures, budgets_against
 
-UNIVERSAL_SHARE = 0.8
 EMBEDDED = (0.45, 0.6)
 """Range of the part that v_pos has in an embedded trigger."""
-PERTURBED_SHARE = 0.2
-"""Of the images, in every epoch; more of them cost clean accuracy."""
 UNSUSPECTED_SHARE = 0.05
+"""Of the images, in every epoch, where no class stands out."""
+
+
+@dataclass(frozen=True)
+class DummyTriggerSettings:
+    """How the target is suspected, and how many images get which dummy trigger.
+
+    Args:
+        evidence: The kinds of evidence that count.
+        perturbed_share: Of the images, in every epoch, against suspects; in [0, 1].
+        universal_share: Of these, by a universal trigger; the others by an embedded one; in [0, 1].
+
+    Raises:
+        InputError: if a value is outside what is said above.
+    """
+
+    evidence: tuple[Evidence, ...] = EVIDENCE
+    perturbed_share: float = 0.2
+    universal_share: float = 0.8
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.evidence) - set(EVIDENCE)):
+            raise InputError(f"evidence is one or more of {', '.join(EVIDENCE)}, not {unknown[0]!r}")
+        for name in ("perturbed_share", "universal_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be between 0 and 1, it is {getattr(self, name)}")
 
 
 @dataclass
@@ -42,6 +66,7 @@ class DummyTriggers:
         suspicion: The classes that they aim at.
         universal: Features of the images under universal triggers towards suspects.
         seed: Seed of all draws.
+        settings: How many images get which.
     """
 
     bank: FeatureBank
@@ -49,6 +74,7 @@ class DummyTriggers:
     suspicion: Suspicion
     universal: UniversalFeatures
     seed: int
+    settings: DummyTriggerSettings = DummyTriggerSettings()
     _drawn: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)
 
     def perturbed_features(self, rows: Tensor, clean_logits: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -86,8 +112,8 @@ class DummyTriggers:
             aim = generator.integers(len(targets), size=n)
             drawn = {
                 "target": np.array(targets)[aim],
-                "perturbed": generator.random(n) < (PERTURBED_SHARE if suspects else UNSUSPECTED_SHARE),
-                "universal": generator.random(n) < (UNIVERSAL_SHARE if suspects else 0),
+                "perturbed": generator.random(n) < (self.settings.perturbed_share if suspects else UNSUSPECTED_SHARE),
+                "universal": generator.random(n) < (self.settings.universal_share if suspects else 0),
                 "budget": generator.integers(np.array(budgets)[aim]),
                 "part": generator.uniform(*EMBEDDED, n),
             }

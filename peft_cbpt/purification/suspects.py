@@ -1,14 +1,15 @@
 """Which class a backdoor may aim at, told from the frozen model and a few clean images, without knowing the attack."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Evidence = Literal["collapse", "pattern", "words", "alignment"]
+EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
 
 MAD_TO_STD = 1.4826
 REACHED = 0.76
@@ -156,6 +157,7 @@ def suspicion(
     searches: Sequence[Tensor],
     patterns: Sequence[Tensor] = (),
     after_words: Sequence[Tensor] = (),
+    evidence: Collection[Evidence] = EVIDENCE,
 ) -> Suspicion:
     """Weigh the evidence: collapse and patterns together, then words, then alignment, each only where nothing
     was found before.
@@ -165,11 +167,10 @@ def suspicion(
         searches: `reach` of every search for a trigger under which images collapse.
         patterns: The same of coarse, grey triggers.
         after_words: `reach` of searches with words before the names.
+        evidence: Whether alignment counts; of the other kinds no searches are given where they do not.
     """
-    suspects = (
-        collapsed_names(searches, patterns)
-        or reached_names(after_words, REACHED_AFTER_WORD, "words")
-        or misaligned_names(clean)
-    )
+    suspects = collapsed_names(searches, patterns) or reached_names(after_words, REACHED_AFTER_WORD, "words")
+    if not suspects and "alignment" in evidence:
+        suspects = misaligned_names(clean)
     lowest = clean.own.topk(min(N_CANDIDATES, len(clean.own)), largest=False).indices.sort().values
     return Suspicion(suspects, [] if suspects else lowest.tolist())

@@ -1,6 +1,6 @@
 """The search for what a backdoor may aim at, in the frozen model and the clean images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.purification.feature_bank import FeatureBank, LoadPixels
 from peft_cbpt.purification.feature_store import FeatureStore, fill
 from peft_cbpt.purification.suspects import (
+    EVIDENCE,
     CleanCosines,
+    Evidence,
     Suspicion,
     clean_cosines,
     collapsed_names,
@@ -141,27 +143,37 @@ def search_for_collapse(
 
 
 def find_suspects(
-    search: Callable[[Sequence[Budget]], list[Tensor]], bank: FeatureBank, text: FrozenText, seed: int
+    search: Callable[[Sequence[Budget]], list[Tensor]],
+    bank: FeatureBank,
+    text: FrozenText,
+    seed: int,
+    evidence: Collection[Evidence] = EVIDENCE,
 ) -> Suspicion:
-    """The classes that a backdoor may aim at, by all kinds of evidence; all processes must call.
+    """The classes that a backdoor may aim at; all processes must call.
 
     Args:
         search: `search_for_collapse`, given all but the budgets.
         bank: The clean images.
         text: The frozen text tower.
         seed: Seed of the choice of words.
+        evidence: The kinds that count.
     """
     clean = clean_cosines(bank.features, bank.labels, text.class_features)
 
     def reached(collapsed: Sequence[Tensor]) -> list[Tensor]:
         return [reach(features, text.class_features, clean) for features in collapsed]
 
-    collapsed = search(SEARCH_BUDGETS)
-    largest, by_pattern = collapsed[-2 * SEARCHES : -SEARCHES], collapsed[-SEARCHES:]
-    searches, patterns = reached(collapsed[:-SEARCHES]), reached(by_pattern)
-    if any(from_all_processes(not collapsed_names(searches, patterns))):
+    collapsed = search(SEARCH_BUDGETS) if set(evidence) - {"alignment"} else []
+    searches = reached(collapsed[:-SEARCHES]) if "collapse" in evidence else []
+    patterns = reached(collapsed[-SEARCHES:]) if "pattern" in evidence else []
+
+    def nothing_found() -> bool:
+        return any(from_all_processes(not collapsed_names(searches, patterns)))
+
+    if "collapse" in evidence and nothing_found():
         searches += reached(search([PATIENT_BUDGET]))
     after_words: list[Tensor] = []
-    if any(from_all_processes(len(text.words) > 0 and not collapsed_names(searches, patterns))):
+    if "words" in evidence and len(text.words) and nothing_found():
+        largest = collapsed[-2 * SEARCHES : -SEARCHES]
         after_words = reach_after_words(largest, text, clean, keyed_generator("words", seed))
-    return from_all_processes(suspicion(clean, searches, patterns, after_words))[0]
+    return from_all_processes(suspicion(clean, searches, patterns, after_words, evidence))[0]

@@ -3,13 +3,16 @@ silent, CoOp's."""
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from peft_cbpt.errors import InputError
+from peft_cbpt.purification.dummy_triggers import DummyTriggerSettings
 from peft_cbpt.purification.inversion import InversionSettings
 from peft_cbpt.purification.losses import ObjectiveWeights
+from peft_cbpt.purification.suspects import EVIDENCE
 
 _NOT_NEGATIVE = ("lambda_bn", "lambda_adv", "lambda_align", "alpha", "warmup_epochs", "weight_decay", "momentum")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,6 +41,20 @@ class CBPTTrainingArguments(TrainingArguments):
             "runner_up, as published (Eq. 9-11), with the settings of the inner loop below.",
             "choices": ["suspected", "runner_up"],
         },
+    )
+    evidence: list[str] = field(
+        default_factory=lambda: list(EVIDENCE),
+        metadata={"help": "By what classes are suspected; see docs/method.md.", "choices": list(EVIDENCE)},
+    )
+    perturbed_share: float = field(
+        default=DummyTriggerSettings.perturbed_share,
+        metadata={
+            "help": "Part of the images that gets a dummy trigger towards a suspect, drawn anew in every epoch."
+        },
+    )
+    universal_share: float = field(
+        default=DummyTriggerSettings.universal_share,
+        metadata={"help": "Part of these whose trigger is universal; that of the others is embedded."},
     )
     positives: str = field(
         default="farthest",
@@ -122,6 +139,7 @@ class CBPTTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns must stay false: the trainer's rows are its own")
         self.inversion_settings()
+        self.dummy_trigger_settings()
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes without a GPU do not join
         super().__post_init__()
 
@@ -134,6 +152,11 @@ class CBPTTrainingArguments(TrainingArguments):
             self.inversion_lr,
             self.inversion_step_rule,  # type: ignore[arg-type]
         )
+
+    def dummy_trigger_settings(self) -> DummyTriggerSettings:
+        """What `target="suspected"` does."""
+        evidence: Any = tuple(self.evidence)
+        return DummyTriggerSettings(evidence, self.perturbed_share, self.universal_share)
 
     def objective_weights(self) -> ObjectiveWeights:
         """The outer objective's weights."""

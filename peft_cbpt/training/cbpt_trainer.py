@@ -91,7 +91,7 @@ class CBPTTrainer(Trainer):
         self.inverter = make_inverter(base, self._to_invert, self.args, self._cache, *self._keys)
         if self.args.target == "suspected":
             self.dummy_triggers = make_dummy_triggers(
-                self.inverter, self.model, self._to_invert, self.args.seed, self._cache, self._keys[0]
+                self.inverter, self.model, self._to_invert, self.args, self._cache, self._keys[0]
             )
         return super().train(*args, **kwargs)
 
@@ -103,7 +103,8 @@ class CBPTTrainer(Trainer):
     @cached_property
     def _job(self) -> str:
         class_names: Any = self.model.class_names
-        return job_hash(self._keys[1], self.args.target, class_names, self.args.seed)
+        dummies = self.args.dummy_trigger_settings() if self.args.target == "suspected" else None
+        return job_hash(self._keys[1], dummies, class_names, self.args.seed)
 
     def check_checkpoint(self, folder: str) -> None:
         """See that a checkpoint is whole and of this job.

@@ -14,6 +14,7 @@ from torch import Tensor
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.errors import InputError
 from peft_cbpt.purification.disk_cache import fingerprint
+from peft_cbpt.purification.dummy_triggers import DummyTriggerSettings
 from peft_cbpt.purification.inversion import InversionSettings
 from peft_cbpt.purification.target_search import ALL_BUDGETS, SEARCH_IMAGES, SEARCHES
 from peft_cbpt.purification.universal import MOST_WAVES, Budget
@@ -56,9 +57,12 @@ def _triggers(budgets: Sequence[Budget]) -> dict[str, Any]:
     return {"budgets": [asdict(budget) for budget in budgets], "waves": MOST_WAVES}
 
 
-def job_hash(inversion: dict[str, Any], target: str, class_names: Sequence[str], seed: int) -> str:
-    """SHA-256 over what a run must share with the one that it resumes."""
-    return fingerprint({"inversion": inversion, "target": target, "class_names": list(class_names), "seed": seed})
+def job_hash(
+    inversion: dict[str, Any], dummies: DummyTriggerSettings | None, class_names: Sequence[str], seed: int
+) -> str:
+    """SHA-256 over what a run must share with the one that it resumes; `dummies` of `target="suspected"` only."""
+    aim = dummies and asdict(dummies)
+    return fingerprint({"inversion": inversion, "dummies": aim, "class_names": list(class_names), "seed": seed})
 
 
 def write_job(folder: Path, job: str) -> None:

@@ -125,7 +125,7 @@ def make_dummy_triggers(
     inverter: TriggerInverter,
     model: Any,
     images: ImagesToInvert,
-    seed: int,
+    args: CBPTTrainingArguments,
     cache: DiskCache | None,
     bank_of: dict[str, Any],
 ) -> DummyTriggers:
@@ -134,15 +134,15 @@ def make_dummy_triggers(
     def opened(kind: str, key: dict[str, Any]) -> FeatureStore:
         return FeatureStore(cache.open(kind, key) if cache else None)
 
-    encode, bank = inverter.encode_image, inverter.bank
+    encode, bank, seed, settings = inverter.encode_image, inverter.bank, args.seed, args.dummy_trigger_settings()
     with torch.no_grad(), model.disable_adapter():
         text = frozen_text(model)
         searches = opened("searches", search_key(bank_of, seed))
         search = partial(search_for_collapse, encode, images.load, bank, seed, searches)
-        suspicion = find_suspects(search, bank, text, seed)
+        suspicion = find_suspects(search, bank, text, seed, settings.evidence)
     class_features = text.class_features
     key = universal_key(bank_of, class_features, seed)
     kept = opened("triggers", key)
     triggers = universal_triggers(encode, images.load, bank, class_features, suspicion.suspects, kept, seed)
     universal = UniversalFeatures(encode, images.load, triggers, opened("universal", key), inverter.batch_size)
-    return DummyTriggers(bank, class_features, suspicion, universal, seed)
+    return DummyTriggers(bank, class_features, suspicion, universal, seed, settings)

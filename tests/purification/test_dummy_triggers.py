@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peft_cbpt.purification.dummy_triggers import EMBEDDED, DummyTriggers
+from peft_cbpt.errors import InputError
+from peft_cbpt.purification.dummy_triggers import EMBEDDED, DummyTriggers, DummyTriggerSettings
 from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.suspects import Suspect, Suspicion
@@ -23,7 +24,7 @@ def names():
     return F.normalize(torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(1)), dim=1)
 
 
-def dummies(bank, names, labels, candidates=(), seed=0):
+def dummies(bank, names, labels, candidates=(), seed=0, **settings):
     """With the features of just those universal triggers that go against the suspects; the even labels collapse."""
     store = FeatureStore()
     suspects = [Suspect(label, "pattern" if label % 2 else "collapse", 2.0) for label in labels]
@@ -31,7 +32,9 @@ def dummies(bank, names, labels, candidates=(), seed=0):
         n_budgets = budgets_against(suspect)
         keys = torch.tensor([[row, suspect.label, budget] for row in range(N) for budget in range(n_budgets)])
         store.add(keys, names[suspect.label].neg().expand(len(keys), -1))
-    return DummyTriggers(bank, names, Suspicion(suspects, list(candidates)), store, seed)
+    return DummyTriggers(
+        bank, names, Suspicion(suspects, list(candidates)), store, seed, DummyTriggerSettings(**settings)
+    )
 
 
 def changed(bank, features):
@@ -52,6 +55,22 @@ def test_images_are_moved_towards_suspects_and_no_others(bank, names):
     assert universal.any() and (embedded > (bank.features @ names[3])[moved & ~universal]).all()
     least, most = EMBEDDED
     assert least < most < 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_shares_are_those_asked_for(bank, names, share):
+    logits, others = bank.features @ names.T, bank.labels != 3
+    features, _ = dummies(bank, names, [3], perturbed_share=share).perturbed_features(torch.arange(N), logits, 0)
+    assert changed(bank, features)[others].float().mean() == pytest.approx(share, abs=0.08)
+    every = dummies(bank, names, [3], perturbed_share=1.0, universal_share=share)
+    features, _ = every.perturbed_features(torch.arange(N), logits, 0)
+    assert (features @ names[3] < -0.99)[others].float().mean() == pytest.approx(share, abs=0.08)
+
+
+@pytest.mark.parametrize("wrong", [{"perturbed_share": -0.1}, {"universal_share": float("nan")}, {"evidence": ("x",)}])
+def test_settings_out_of_range_are_errors(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        DummyTriggerSettings(**wrong)
 
 
 def test_a_row_gets_the_same_alone_as_in_a_batch_and_something_else_in_the_next_epoch(bank, names):

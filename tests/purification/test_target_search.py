@@ -16,7 +16,7 @@ from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.feature_store import FeatureStore
-from peft_cbpt.purification.suspects import CleanCosines, reach
+from peft_cbpt.purification.suspects import EVIDENCE, CleanCosines, reach
 from peft_cbpt.purification.target_search import (
     PATIENT_BUDGET,
     SEARCH_BUDGETS,
@@ -133,10 +133,10 @@ def images_near(name, cosine):
     return cosine * NAMES[name : name + 1] + (1 - cosine**2) ** 0.5 * ELSEWHERE
 
 
-def suspects_of(search):
+def suspects_of(search, evidence=EVIDENCE):
     """Names and images are axes: reach is the cosine."""
     text = FrozenText(NAMES, torch.tensor([], dtype=torch.int64), lambda ids: ids, lambda word: NAMES)
-    found = find_suspects(search, FeatureBank(NAMES, torch.arange(4), []), text, seed=0).suspects
+    found = find_suspects(search, FeatureBank(NAMES, torch.arange(4), []), text, 0, evidence).suspects
     return [(one.label, one.evidence) for one in found]
 
 
@@ -171,3 +171,24 @@ def test_the_search_is_patient_only_where_nothing_was_found(first, found):
 
     assert suspects_of(search) == found
     assert asked == [list(SEARCH_BUDGETS), [PATIENT_BUDGET]][: 1 + (first == 0.7)]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "found", "n_searches"),
+    [
+        (["collapse"], [(1, "collapse")], 12),
+        (["pattern", "words"], [(2, "pattern")], 9),
+        (["words"], [], 9),
+        (["alignment"], [], 0),
+    ],
+)
+def test_evidence_that_does_not_count_finds_nothing(evidence, found, n_searches):
+    """The last search, by a pattern, comes to name 2, and the patient one to name 1."""
+    asked = []
+
+    def search(budgets):
+        asked.extend(budgets)
+        near = images_near(1, 0.9) if PATIENT_BUDGET in budgets else images_near(2, 0.9)
+        return [ELSEWHERE] * (SEARCHES * len(budgets) - 1) + [near]
+
+    assert suspects_of(search, evidence) == found and SEARCHES * len(asked) == n_searches

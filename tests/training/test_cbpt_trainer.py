@@ -92,8 +92,9 @@ def test_a_resumed_run_with_a_suspected_target_equals_an_uninterrupted_one(poiso
         poisoned_clip, few_shots, tmp_path / "again", resume=str(first), target="suspected", use_cache=False
     )
     assert torch.equal(resumed, whole)
-    with pytest.raises(InputError, match="another model"):
-        make_trainer(poisoned_clip, few_shots, tmp_path / "other").check_checkpoint(str(first))
+    for other in ({}, {"target": "suspected", "perturbed_share": 0.1}):
+        with pytest.raises(InputError, match="another model"):
+            make_trainer(poisoned_clip, few_shots, tmp_path / "other", **other).check_checkpoint(str(first))
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(reference, poisoned_clip, few_shots, tmp_path):
