@@ -1,6 +1,6 @@
 """Run the experiments, cell by cell, and write their tables and pictures as one page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -79,21 +79,8 @@ def benchmark(argv: Sequence[str]) -> None:
         if arguments.render_only
         else [(one, row, cell) for one in chosen for row, _, cell in _cells(one, arguments)]
     )
-    test_sets: dict[str, set[str]] = {}  # of all experiments that share a cell, so that it is run once
-    for experiment in experiments:
-        for _, _, cell in _cells(experiment, arguments):
-            test_sets.setdefault(cell.key, set()).update(experiment.test_sets)
-    made_here: dict[str, Any] = {
-        "attack": "",
-        "seed": 0,
-        "poison": {},
-    }  # what does not matter to a check, unless the model is shipped
-    alike = {
-        (cell if cell.attack.startswith(POCKET_PREFIX) else replace(cell, **made_here)).key: cell
-        for _, _, cell in jobs
-    }
-    for cell in alike.values():
-        check_cell(cell)
+    test_sets = _test_sets(experiments, arguments)
+    _check(cell for _, _, cell in jobs)
     try:
         for place, (experiment, row, cell) in enumerate(jobs, 1):
             if read_cell(cells_folder, cell, experiment.test_sets) is None:
@@ -133,6 +120,25 @@ def _cells(experiment: Experiment, arguments: BenchmarkArguments) -> Iterator[tu
             poison.pop("target_class", None)
             for row in experiment.rows:
                 yield row, column, experiment.cell(row, attack, seed, target_class, poison)
+
+
+def _test_sets(experiments: Sequence[Experiment], arguments: BenchmarkArguments) -> dict[str, set[str]]:
+    """By key of a cell the test sets of all experiments that share it, so that it is run once."""
+    wanted: dict[str, set[str]] = {}
+    for experiment in experiments:
+        for _, _, cell in _cells(experiment, arguments):
+            wanted.setdefault(cell.key, set()).update(experiment.test_sets)
+    return wanted
+
+
+def _check(cells: Iterable[Cell]) -> None:
+    """Check every kind of cell once; the attack and seed of a model change nothing, unless it is a shipped one."""
+    kinds = {}
+    for cell in cells:
+        shipped = cell.attack.startswith(POCKET_PREFIX)
+        kinds[cell.key if shipped else replace(cell, attack="", seed=0, poison={}).key] = cell
+    for cell in kinds.values():
+        check_cell(cell)
 
 
 def _draw_report(experiment: Experiment, arguments: BenchmarkArguments, pictures: Path) -> None:
