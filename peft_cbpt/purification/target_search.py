@@ -28,9 +28,9 @@ from peft_cbpt.purification.universal import Budget, collapse, universal_trigger
 SEARCH_IMAGES = 32
 SEARCH_BUDGETS = (Budget(0.036), Budget(0.072), Budget(0.166, pattern=True))
 """Of the searches with the second, words are tried; the patterns come last."""
-PATIENT_BUDGET = Budget(0.036, steps=40)
-"""The first again, from the same starts, where nothing was found."""
-ALL_BUDGETS = (*SEARCH_BUDGETS, PATIENT_BUDGET)
+PATIENT_BUDGETS = (Budget(0.036, steps=40), Budget(0.05, steps=40))
+"""For where nothing was found."""
+ALL_BUDGETS = (*SEARCH_BUDGETS, *PATIENT_BUDGETS)
 SEARCHES = 3
 """With each budget, from other starts and on other images: one search may end in another optimum."""
 MOST_WORDS = 2048
@@ -171,7 +171,7 @@ def find_suspects(
         return any(from_all_processes(not collapsed_names(searches, patterns)))
 
     if "collapse" in evidence and nothing_found():
-        searches += reached(search([PATIENT_BUDGET]))
+        searches += reached(search(PATIENT_BUDGETS))
     after_words: list[Tensor] = []
     if "words" in evidence and len(text.words) and nothing_found():
         largest = collapsed[-2 * SEARCHES : -SEARCHES]

@@ -18,7 +18,7 @@ from peft_cbpt.purification.feature_bank import FeatureBank
 from peft_cbpt.purification.feature_store import FeatureStore
 from peft_cbpt.purification.suspects import EVIDENCE, CleanCosines, reach
 from peft_cbpt.purification.target_search import (
-    PATIENT_BUDGET,
+    PATIENT_BUDGETS,
     SEARCH_BUDGETS,
     SEARCHES,
     FrozenText,
@@ -84,8 +84,9 @@ def test_searches_are_kept_and_not_made_twice():
     calls.clear()
     again = search_for_collapse(*arguments, store, SEARCH_BUDGETS)
     assert not calls and all(torch.equal(*pair) for pair in zip(found, again, strict=True))
-    patient = search_for_collapse(*arguments, store, [PATIENT_BUDGET])
-    assert len(patient) == SEARCHES and len(calls) == SEARCHES * (PATIENT_BUDGET.steps + 1)
+    patient = search_for_collapse(*arguments, store, PATIENT_BUDGETS)
+    assert len(patient) == SEARCHES * len(PATIENT_BUDGETS)
+    assert len(calls) == SEARCHES * sum(budget.steps + 1 for budget in PATIENT_BUDGETS)
     fresh = search_for_collapse(*arguments, FeatureStore(), SEARCH_BUDGETS)
     assert all(torch.equal(*pair) for pair in zip(found, fresh, strict=True))
 
@@ -157,7 +158,7 @@ def test_the_last_searches_are_those_among_patterns(number, cosine, found):
         collapsed = [ELSEWHERE] * (SEARCHES * len(budgets))
         return [*collapsed[:number], images_near(2, cosine), *collapsed[number + 1 :]]
 
-    assert suspects_of(lambda budgets: search(budgets) if len(budgets) > 1 else [ELSEWHERE] * SEARCHES) == found
+    assert suspects_of(lambda budgets: search(budgets) if budgets == SEARCH_BUDGETS else [ELSEWHERE]) == found
 
 
 @pytest.mark.parametrize(("first", "found"), [(0.7, [(1, "collapse")]), (0.8, [(2, "collapse")])])
@@ -165,18 +166,18 @@ def test_the_search_is_patient_only_where_nothing_was_found(first, found):
     asked = []
 
     def search(budgets):
-        asked.append(list(budgets))
-        near = images_near(1, 0.9) if PATIENT_BUDGET in budgets else images_near(2, first)
+        asked.append(budgets)
+        near = images_near(1, 0.9) if budgets == PATIENT_BUDGETS else images_near(2, first)
         return [near] + [ELSEWHERE] * (SEARCHES * len(budgets) - 1)
 
     assert suspects_of(search) == found
-    assert asked == [list(SEARCH_BUDGETS), [PATIENT_BUDGET]][: 1 + (first == 0.7)]
+    assert asked == [SEARCH_BUDGETS, PATIENT_BUDGETS][: 1 + (first == 0.7)]
 
 
 @pytest.mark.parametrize(
     ("evidence", "found", "n_searches"),
     [
-        (["collapse"], [(1, "collapse")], 12),
+        (["collapse"], [(1, "collapse")], 15),
         (["pattern", "words"], [(2, "pattern")], 9),
         (["words"], [], 9),
         (["alignment"], [], 0),
@@ -188,7 +189,7 @@ def test_evidence_that_does_not_count_finds_nothing(evidence, found, n_searches)
 
     def search(budgets):
         asked.extend(budgets)
-        near = images_near(1, 0.9) if PATIENT_BUDGET in budgets else images_near(2, 0.9)
+        near = images_near(1, 0.9) if budgets == PATIENT_BUDGETS else images_near(2, 0.9)
         return [ELSEWHERE] * (SEARCHES * len(budgets) - 1) + [near]
 
     assert suspects_of(search, evidence) == found and SEARCHES * len(asked) == n_searches
