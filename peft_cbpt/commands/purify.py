@@ -140,7 +140,10 @@ def purify(argv: Sequence[str]) -> None:
             "seed": training.seed,
             "versions": package_versions(),
         }
-        write_json(output / RESULTS_FILE, without_local_paths(results))
+        shared = without_local_paths(results) | {
+            "attacks": results["attacks"]
+        }  # a patch's text may start like a path
+        write_json(output / RESULTS_FILE, shared)
         draw_before_after(
             output / PICTURE_FILE, test_images, encoded, attacks, class_names, before_features, after_features
         )

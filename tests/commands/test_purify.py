@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
+from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.cli import main
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
@@ -147,6 +149,18 @@ def test_two_processes_give_the_adapter_of_one(run, tmp_path, target):
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["epochs"] for name in ("one", "two"))
     assert [epoch.get("pseudo_targets") for epoch in two] == [epoch.get("pseudo_targets") for epoch in one]
     assert [epoch["loss_bn"] for epoch in two] == pytest.approx([epoch["loss_bn"] for epoch in one], rel=1e-4)
+
+
+def test_a_patch_that_reads_like_a_path_is_stored_whole(run, tmp_path):
+    attack = read_attack("pocket:badnet").as_dict()
+    white = base64.b64encode(bytes([255]) * 6 * 6 * 3).decode()
+    assert white.startswith("/")
+    attack["trigger"] = {"name": "badclip", "patch_size": 0.125, "location": "center", "patch": white}
+    (tmp_path / "attack.json").write_text(json.dumps(attack))
+    code, errors = run(attacks=[str(tmp_path / "attack.json")])
+    assert code == 0, errors
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())["attacks"]
+    assert [one["trigger"]["patch"] for one in stored.values()] == [white]
 
 
 def test_without_attacks_only_accuracy_is_measured(run, tmp_path):
