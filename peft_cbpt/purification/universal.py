@@ -70,7 +70,7 @@ def universal_trigger(
 ) -> Tensor:
     """The perturbation that, added to every image, makes `objective` of their features large.
 
-    Steps along the gradient of unit l2 norm, within an l2 ball; of the gradient only the part that may be.
+    Steps along the normalised gradient, shrinking, within an l2 ball; of the gradient only the part that may be.
 
     Args:
         encode_image: From pixels in [0, 1] to unit-norm features; only a gradient to its input is asked for.
