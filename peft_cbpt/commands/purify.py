@@ -140,9 +140,7 @@ def purify(argv: Sequence[str]) -> None:
             "seed": training.seed,
             "versions": package_versions(),
         }
-        shared = without_local_paths(results) | {
-            "attacks": results["attacks"]
-        }  # a patch's text may start like a path
+        shared = without_local_paths(results) | {"attacks": results["attacks"]}  # a patch's text may start like a path
         write_json(output / RESULTS_FILE, shared)
         draw_before_after(
             output / PICTURE_FILE, test_images, encoded, attacks, class_names, before_features, after_features
