@@ -2,14 +2,46 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from peft_cbpt.cli import main
+from tests.conftest import FEW_CLASSES
 
 SMALL_RUN = """
     --model_name_or_path pocket:badnet --dataset_name pocket:base --attacks pocket:badnet
     --class_names banana dog pizza rocket --num_shots 2 --test_images_per_class 3
     --num_train_epochs 2 --warmup_epochs 1 --inversion_steps 2 --use_cpu true --disable_tqdm true
 """
+
+SMALL_JOB = {
+    "model_name_or_path": "pocket:badnet",
+    "dataset_name": "pocket:base",
+    "class_names": FEW_CLASSES,
+    "num_shots": 4,
+    "test_images_per_class": 10,
+    "attacks": ["pocket:badnet"],
+    "num_train_epochs": 3,
+    "warmup_epochs": 1,
+    "inversion_steps": 4,
+    "norm": "inf",
+    "inversion_step_rule": "sign",
+    "inversion_lr": 2 / 255,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture
+def run_purify(tmp_path, capsys):
+    """Run `peft-cbpt purify` on the small job with some settings changed; returns exit code and stderr."""
+
+    def run(*options, output=tmp_path / "out", **settings):
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump(SMALL_JOB | {"output_dir": str(output)} | settings))
+        code = main(["purify", "--config", str(config), *options])
+        return code, capsys.readouterr().err
+
+    return run
 
 
 @pytest.fixture(scope="session")

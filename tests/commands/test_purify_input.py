@@ -1,0 +1,156 @@
+"""Bad input to `purify`: one line that says what is wrong and what to do, before anything is written."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from peft_cbpt.cli import main
+from peft_cbpt.pocket.dataset import pocket_dataset
+from peft_cbpt.pocket.model import resolve_model
+from tests.conftest import FEW_CLASSES
+from tests.data.test_images import write_folders
+
+
+def broken_model(tmp_path):
+    folder = shutil.copytree(resolve_model("pocket:badnet"), tmp_path / "broken")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    return {"model_name_or_path": str(folder)}
+
+
+def not_a_clip(tmp_path):
+    folder = shutil.copytree(resolve_model("pocket:badnet"), tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    return {"model_name_or_path": str(folder)}
+
+
+def images(tmp_path, spoil):
+    root = write_folders(tmp_path / "images" / "train", pocket_dataset("base", "train", 4, FEW_CLASSES)).parent
+    write_folders(root / "test", pocket_dataset("base", "test", 2, FEW_CLASSES))
+    spoil(root)
+    return {"dataset_name": str(root)}
+
+
+def nan_image(root):
+    Image.fromarray(np.full((48, 48), np.nan, dtype=np.float32)).save(root / "train" / "dog" / "0.tiff")
+    for path in (root / "train" / "dog").glob("*.png"):
+        path.unlink()
+    for number in range(1, 4):
+        Image.new("RGB", (48, 48)).save(root / "train" / "dog" / f"{number}.png")
+
+
+def empty_class(root):
+    for path in (root / "train" / "dog").iterdir():
+        path.unlink()
+
+
+def other_test_classes(root):
+    (root / "test" / "dog").rename(root / "test" / "hound")
+
+
+def no_class_folders(root):
+    shutil.rmtree(root)
+    root.mkdir()
+    Image.new("RGB", (8, 8)).save(root / "loose.png")
+
+
+def broken_picture(root):
+    next((root / "train" / "dog").iterdir()).write_bytes(b"no picture")
+
+
+def flat_folder(tmp_path):
+    return {"dataset_name": str(write_folders(tmp_path / "flat", pocket_dataset("base", "train", 4, FEW_CLASSES)))}
+
+
+def attack_for_another_class(tmp_path):
+    config = {"trigger": {"name": "badnet"}, "target_class": "submarine"}
+    (tmp_path / "attack.json").write_text(json.dumps(config))
+    return {"attacks": [str(tmp_path / "attack.json")]}
+
+
+def attack_as_text(tmp_path):
+    (tmp_path / "attack.json").write_text(json.dumps({"trigger": "badnet", "target_class": "banana"}))
+    return {"attacks": [str(tmp_path / "attack.json")]}
+
+
+def file_as_output(tmp_path):
+    (tmp_path / "file").touch()
+    return {"output_dir": str(tmp_path / "file" / "out")}
+
+
+BAD_INPUTS = {
+    "model folder missing": (lambda _: {"model_name_or_path": "/no/such/clip"}, "no folder /no/such/clip"),
+    "unknown pocket model": (lambda _: {"model_name_or_path": "pocket:evil"}, "choose one of"),
+    "corrupt checkpoint": (broken_model, "download or save it again"),
+    "not a CLIP": (not_a_clip, "not a CLIP"),
+    "dataset missing": (lambda _: {"dataset_name": "/no/such/images"}, "give a folder"),
+    "unknown pocket domain": (lambda _: {"dataset_name": "pocket:moon"}, "choose one of"),
+    "folder without classes": (lambda path: images(path, no_class_folders), "put the images of each class"),
+    "train and test the same": (flat_folder, "training shots themselves"),
+    "empty class": (lambda path: images(path, empty_class), "add images or remove it"),
+    "unreadable picture": (lambda path: images(path, broken_picture), "replace or remove it"),
+    "NaN pixels": (lambda path: images(path, nan_image), "not finite"),
+    "test classes differ": (lambda path: images(path, other_test_classes), "class 'dog'"),
+    "class name unknown": (lambda _: {"class_names": ["banana", "unicycle"]}, "'unicycle'"),
+    "one class only": (lambda _: {"class_names": ["banana"]}, "at least two"),
+    "duplicate class": (lambda _: {"class_names": ["banana", "dog", "banana"]}, "banana"),
+    "too many classes": (lambda _: {"num_classes": 9999}, "between 2 and"),
+    "no shots": (lambda _: {"num_shots": 0}, "at least 1"),
+    "more shots than images": (lambda path: images(path, lambda _: None) | {"num_shots": 50}, "lower num_shots"),
+    "column missing": (lambda p: images(p, lambda _: None) | {"image_column": "picture"}, "no column 'picture'"),
+    "output not writable": (file_as_output, "choose another"),
+    "unknown YAML key": (lambda _: {"num_shot": 4}, "unknown setting 'num_shot'"),
+    "negative epsilon": (lambda _: {"epsilon": -1}, "positive budget"),
+    "unknown norm": (lambda _: {"norm": 3}, "0, 1, 2 and inf"),
+    "not a number": (lambda _: {"lambda_adv": float("nan")}, "not negative"),
+    "more than all images": (lambda _: {"perturbed_share": 1.5}, "perturbed_share must be between 0 and 1"),
+    "unknown evidence": (lambda _: {"evidence": ["hearsay"]}, "invalid choice: 'hearsay'"),
+    "negative seed": (lambda _: {"seed": -1}, "between 0 and"),
+    "negative learning rate": (lambda _: {"learning_rate": -1}, "must be positive"),
+    "no epochs": (lambda _: {"num_train_epochs": 0}, "must be positive"),
+    "no test images": (lambda _: {"test_images_per_class": 0}, "at least 1"),
+    "split with a slash": (lambda _: {"dataset_split": "a/b"}, "without slashes"),
+    "columns removed": (lambda _: {"remove_unused_columns": True}, "must stay false"),
+    "evaluation without data": (lambda _: {"eval_strategy": "epoch"}, "eval_dataset"),
+    "attack without settings": (attack_as_text, "name and settings"),
+    "wrong type": (lambda _: {"num_shots": "many"}, "invalid int value"),
+    "unknown positives": (lambda _: {"positives": "nearest"}, "invalid choice"),
+    "no context": (lambda _: {"num_context_tokens": 0}, "at least 1"),
+    "too much context": (lambda _: {"num_context_tokens": 90}, "positions"),
+    "attack file missing": (lambda _: {"attacks": ["/no/attack.json"]}, "attack.json"),
+    "target not among the classes": (attack_for_another_class, "choose class_names with it"),
+    "checkpoint missing": (lambda _: {"resume_from_checkpoint": "/no/checkpoint-3"}, "checkpoint folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_gives_one_line_that_names_the_cure(run_purify, tmp_path, case):
+    make, cure = BAD_INPUTS[case]
+    code, errors = run_purify(**make(tmp_path))
+    message = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(message) == 1 and cure in message[0], errors
+    assert not list(tmp_path.glob("out/*")), "something was written before the input was checked"
+
+
+@pytest.mark.parametrize(
+    "content, cure",
+    [(None, "cannot read the config"), ("a: [", "not valid YAML"), ("- a", "`name: value`")],
+)
+def test_bad_config_files(tmp_path, capsys, content, cure):
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    assert main(["purify", "--config", str(file)]) == 2
+    assert cure in capsys.readouterr().err
+
+
+def test_unknown_options_and_missing_settings_are_one_line(capsys):
+    assert main(["purify", "--nonsense", "1"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    required = ["--model_name_or_path", "a", "--dataset_name", "b", "--output_dir", "c"]
+    assert main(["purify", *required, "--nonsense", "1"]) == 2
+    assert "unknown option '--nonsense'" in capsys.readouterr().err
