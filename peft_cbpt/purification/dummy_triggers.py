@@ -8,7 +8,7 @@ Instead of a perturbation of its own for every image, towards the image's runner
   moved towards the suspect's name (v_pos).
 
 Which one is drawn anew in every epoch. Where no class stands out, a small share of the images gets an embedded trigger
-of one of the classes whose images are furthest from their name.
+towards one of the classes that come nearest to it.
 """
 
 from dataclasses import dataclass, field

@@ -26,7 +26,9 @@ FEWEST_SHOTS = 8
 """Nor with fewer images: one that is drawn in another manner than the rest moves the mean of a few far."""
 MOST_SUSPECTS = 3
 N_CANDIDATES = 4
-"""Where nothing stands out: the classes whose images are furthest from their name."""
+"""Where nothing stands out."""
+NEAREST_CANDIDATES = 2
+"""Of these, the classes that searches came nearest to; the others are those whose images are furthest from their name."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Suspicion:
 
     Args:
         suspects: Classes that stand out; at most `MOST_SUSPECTS`.
-        candidates: Where none does, the classes whose images are furthest from their name.
+        candidates: Where none does, the classes that come nearest to it; `N_CANDIDATES` of them, if there are as many.
     """
 
     suspects: list[Suspect]
@@ -142,6 +144,17 @@ def collapsed_names(searches: Sequence[Tensor], patterns: Sequence[Tensor]) -> l
     by_pattern = reached_names(patterns, least, "pattern")[:1]
     labels = [suspect.label for suspect in found]
     return [*found, *(suspect for suspect in by_pattern if suspect.label not in labels)][:MOST_SUSPECTS]
+
+
+def nearest_names(
+    searches: Sequence[Tensor], patterns: Sequence[Tensor], after_words: Sequence[Tensor]
+) -> list[int]:
+    """The classes that a search came nearest to, by `reach` as a part of what makes a suspect; the nearest first."""
+    parts: dict[int, float] = {}
+    kinds = ((searches, REACHED), (patterns, REACHED_BY_PATTERN), (after_words, REACHED_AFTER_WORD))
+    for label, part in ((int(one.argmax()), one.max().item() / least) for kind, least in kinds for one in kind):
+        parts[label] = max(part, parts.get(label, part))
+    return sorted(parts, key=parts.__getitem__, reverse=True)
 
 
 def misaligned_names(clean: CleanCosines) -> list[Suspect]:
@@ -172,5 +185,9 @@ def suspicion(
     suspects = collapsed_names(searches, patterns) or reached_names(after_words, REACHED_AFTER_WORD, "words")
     if not suspects and "alignment" in evidence:
         suspects = misaligned_names(clean)
-    lowest = clean.own.topk(min(N_CANDIDATES, len(clean.own)), largest=False).indices.sort().values
-    return Suspicion(suspects, [] if suspects else lowest.tolist())
+    if suspects:
+        return Suspicion(suspects, [])
+    nearest = nearest_names(searches, patterns, after_words)[:NEAREST_CANDIDATES]
+    furthest_from_name = clean.own.argsort(stable=True).tolist()
+    candidates = list(dict.fromkeys([*nearest, *furthest_from_name]))[:N_CANDIDATES]
+    return Suspicion([], sorted(candidates))

@@ -120,9 +120,16 @@ def test_few_classes_or_shots_have_no_outlier():
     assert labels(suspicion(clean(n=few, c0=0.3), [LOW[:few]])) == []
 
 
-def test_where_nothing_stands_out_the_lowest_aligned_are_candidates():
-    found = suspicion(clean(c7=0.59, c9=0.58), [reached(5, 0.5)])
+def test_without_searches_the_lowest_aligned_are_candidates():
+    found = suspicion(clean(c7=0.59, c9=0.58), [])
     assert found.suspects == [] and found.candidates == [0, 1, 7, 9]
+
+
+def test_where_nothing_stands_out_the_classes_nearest_to_it_are_candidates():
+    close = suspicion(clean(), [reached(5, 0.6), reached(5, 0.3)], [reached(20, 0.65)], [reached(30, 0.84)])
+    assert close.suspects == [] and close.candidates == [0, 1, 20, 30]
+    assert suspicion(clean(), [reached(5, 0.6)], [reached(20, 0.4)]).candidates == [0, 1, 5, 20]
+    assert suspicion(clean(), [reached(0, 0.6)]).candidates == [0, 1, 2, 3], "a class is named once"
 
 
 def test_two_classes_are_enough_to_search():
