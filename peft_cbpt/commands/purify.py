@@ -40,7 +40,7 @@ from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import encode_images
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.hub.card import write_card
-from peft_cbpt.hub.sharing import without_local_paths
+from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.reports.before_after import PICTURE_FILE, draw_before_after
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
@@ -140,8 +140,7 @@ def purify(argv: Sequence[str]) -> None:
             "seed": training.seed,
             "versions": package_versions(),
         }
-        shared = without_local_paths(results) | {"attacks": results["attacks"]}  # a patch's text may start like a path
-        write_json(output / RESULTS_FILE, shared)
+        write_json(output / RESULTS_FILE, shareable(results))
         draw_before_after(
             output / PICTURE_FILE, test_images, encoded, attacks, class_names, before_features, after_features
         )

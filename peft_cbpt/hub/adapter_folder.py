@@ -8,7 +8,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
 from peft_cbpt.errors import InputError
-from peft_cbpt.hub.sharing import is_local, without_local_paths
+from peft_cbpt.hub.sharing import is_local, shareable
 from peft_cbpt.tuner import CBPTConfig
 
 RESULTS_FILE = "results.json"
@@ -54,9 +54,9 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        return without_local_paths(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: write it again, or remove it") from error
+        return shareable(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file} is not what purify writes: write it again, or remove it") from error
 
 
 def find_pictures(folder: Path) -> list[str]:

@@ -28,6 +28,14 @@ def without_local_paths(value: Any) -> Any:
     return value
 
 
+def shareable(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy of what purify measured without paths of this machine.
+
+    The attacks are left as they are: they hold no path, and the text of a patch may start like one.
+    """
+    return {name: value if name == "attacks" else without_local_paths(value) for name, value in results.items()}
+
+
 def find_leaks(files: Mapping[str, bytes], folder: Path) -> Iterator[str]:
     """Names of files that hold a path of this machine or a token.
 

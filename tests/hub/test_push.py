@@ -215,7 +215,8 @@ FOLDERS = {
     "another shape": (cut_the_width, "these files are of different adapters"),
     "config is no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be used"),
     "another method": (lambda folder: edit_json(folder / "adapter_config.json", peft_type="LORA"), "kind LORA"),
-    "results are no JSON": (lambda folder: (folder / "results.json").write_text("{"), "not valid JSON"),
+    "results are no JSON": (lambda folder: (folder / "results.json").write_text("{"), "not what purify writes"),
+    "results are a list": (lambda folder: (folder / "results.json").write_text("[]"), "not what purify writes"),
     "base by path": (
         lambda folder: edit_json(folder / "adapter_config.json", base_model_name_or_path=str(folder)),
         "give its Hub id as base_model_id",
@@ -243,6 +244,14 @@ def test_a_base_id_can_be_given_for_an_adapter_that_knows_only_a_path(hub, adapt
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE_ID
     assert json.loads(files["results.json"])["settings"]["dataset_name"] == "images"
     assert not any(str(adapter).encode() in content for content in files.values())
+
+
+def test_a_patch_that_reads_like_a_path_is_pushed_whole(hub, adapter):
+    attacks = json.loads((adapter / "results.json").read_text())["attacks"]
+    attacks["badnet"]["trigger"] |= {"patch": "/9j/4AAQ"}
+    edit_json(adapter / "results.json", attacks=attacks)
+    push_adapter(adapter, "ada/purified")
+    assert json.loads(hub.files("ada/purified")["results.json"])["attacks"] == attacks
 
 
 def test_pocket_models_need_no_hub_id(hub, adapter):
