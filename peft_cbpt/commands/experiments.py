@@ -46,7 +46,11 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Hash of all that the cell's figures depend on, but for the versions of libraries."""
+        """Hash of all that was asked for.
+
+        It knows nothing of this package's defaults and of the versions of libraries: when a change of either touches
+        cells, remove them, so that they are run again.
+        """
         return hashlib.sha256(json.dumps([_FORM, asdict(self)], sort_keys=True).encode()).hexdigest()
 
     @property

@@ -28,7 +28,7 @@ MOST_SUSPECTS = 3
 N_CANDIDATES = 4
 """Where nothing stands out."""
 NEAREST_CANDIDATES = 2
-"""Of these, the classes that searches came nearest to; the others are those whose images are furthest from their name."""
+"""Of these, those that searches came nearest to; the others are those whose images are furthest from their name."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,7 @@ def collapsed_names(searches: Sequence[Tensor], patterns: Sequence[Tensor]) -> l
     return [*found, *(suspect for suspect in by_pattern if suspect.label not in labels)][:MOST_SUSPECTS]
 
 
-def nearest_names(
-    searches: Sequence[Tensor], patterns: Sequence[Tensor], after_words: Sequence[Tensor]
-) -> list[int]:
+def nearest_names(searches: Sequence[Tensor], patterns: Sequence[Tensor], after_words: Sequence[Tensor]) -> list[int]:
     """The classes that a search came nearest to, by `reach` as a part of what makes a suspect; the nearest first."""
     parts: dict[int, float] = {}
     kinds = ((searches, REACHED), (patterns, REACHED_BY_PATTERN), (after_words, REACHED_AFTER_WORD))

@@ -1,0 +1,52 @@
+"""The figures that README and docs show are those of the stored cells."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from benchmarks import pocket_purify
+from peft_cbpt.commands.benchmark import benchmark
+
+ROOT = Path(__file__).parents[2]
+README = " ".join((ROOT / "README.md").read_text().split())
+PAGE = (ROOT / "docs" / "results.md").read_text()
+
+
+def averages(title: str) -> dict[str, float]:
+    """The averages of Table 1 by row, as shown."""
+    table = PAGE.split("## Table 1")[1].split(f"| {title} |")[1].split("\n\n")[0]
+    return {row: float(shown) for row, shown in re.findall(r"^\| ([^|*]+?) \|.*\| ([\d.]+) \|$", table, re.MULTILINE)}
+
+
+def test_the_page_of_results_is_made_of_the_stored_cells(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    shutil.copytree("docs/images/results", tmp_path / "images" / "results")
+    benchmark(["--render_only", "true", "--page", str(tmp_path / "results.md")])
+    assert (tmp_path / "results.md").read_text() == PAGE, "run: python recipes/benchmark.py --render_only true"
+
+
+def test_the_readmes_table_is_made_of_the_stored_runs(capsys):
+    pocket_purify.main()
+    assert " ".join(capsys.readouterr().out.split()) in README
+
+
+def test_the_readmes_averages_are_those_of_table_1():
+    clean = {row: f"{figure:.1f}" for row, figure in averages("Clean accuracy (%)").items()}
+    attack = {row: f"{figure:.1f}" for row, figure in averages("Attack success rate (%)").items()}
+    default = [
+        json.loads(file.read_text())["figures"]["pocket:base"]["attack_success_rate"]
+        for file in (ROOT / "benchmarks/results/cells").glob("*-banana-seed[012]/cbpt-*.json")
+        if json.loads(file.read_text())["cell"]["settings"] == {"num_shots": 16}
+    ]
+    for sentence in (
+        f"takes the average attack success from {attack['no defence']} to {attack['CBPT, default']}% "
+        f"({100 * max(default):.1f}% on the worst model)",
+        f"the clean accuracy from {clean['no defence']} to {clean['CBPT, default']}%",
+        f"Fine-tuning leaves {attack['FT']}% at a clean accuracy of {clean['FT']}, "
+        f"CleanCLIP {attack['CleanCLIP']}% at {clean['CleanCLIP']}, "
+        f"the published inner loop {attack['CBPT as published']}% at {clean['CBPT as published']}",
+    ):
+        assert sentence in README
+    robust = averages("Accuracy of the true class under the trigger (%)")["CBPT, default"]
+    assert f"on average in {robust:.0f}%" in README
