@@ -106,7 +106,8 @@ def _defend(cell: Cell, model: str, cache_dir: Path, output: Path) -> tuple[str,
     if cell.method == "none":
         return "template", model, None
     if cell.method == "cbpt":
-        purify(purify_options(cell, model, cache_dir, output))
+        measured_later = ["--test_images_per_class", "1"]
+        purify([*purify_options(cell, model, cache_dir, output), *measured_later])
         return str(output), model, json.loads((output / RESULTS_FILE).read_text())["suspects"]
     finetune(_finetune_options(cell, model, output))
     return "template", str(output), None
