@@ -1,7 +1,7 @@
 """Which class a backdoor may aim at, told from the frozen model and a few clean images, without knowing the attack."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -168,22 +168,20 @@ def suspicion(
     searches: Sequence[Tensor],
     patterns: Sequence[Tensor] = (),
     after_words: Sequence[Tensor] = (),
-    evidence: Collection[Evidence] = EVIDENCE,
+    misaligned: Sequence[Suspect] = (),
 ) -> Suspicion:
     """Weigh the evidence: collapse and patterns together, then words, then alignment, each only where nothing
-    was found before.
+    was found before. What was not looked for is empty.
 
     Args:
         clean: Of the clean images.
         searches: `reach` of every search for a trigger under which images collapse.
         patterns: The same of coarse, grey triggers.
         after_words: `reach` of searches with words before the names.
-        evidence: Whether alignment counts; of the other kinds no searches are given where they do not.
+        misaligned: `misaligned_names`.
     """
-    suspects = collapsed_names(searches, patterns) or reached_names(after_words, REACHED_AFTER_WORD, "words")
-    if not suspects and "alignment" in evidence:
-        suspects = misaligned_names(clean)
-    if suspects:
+    by_words = reached_names(after_words, REACHED_AFTER_WORD, "words")
+    if suspects := collapsed_names(searches, patterns) or by_words or list(misaligned):
         return Suspicion(suspects, [])
     nearest = nearest_names(searches, patterns, after_words)[:NEAREST_CANDIDATES]
     furthest_from_name = clean.own.argsort(stable=True).tolist()

@@ -20,6 +20,7 @@ from peft_cbpt.purification.suspects import (
     Suspicion,
     clean_cosines,
     collapsed_names,
+    misaligned_names,
     reach,
     suspicion,
 )
@@ -176,4 +177,5 @@ def find_suspects(
     if "words" in evidence and len(text.words) and nothing_found():
         largest = collapsed[-2 * SEARCHES : -SEARCHES]
         after_words = reach_after_words(largest, text, clean, keyed_generator("words", seed))
-    return from_all_processes(suspicion(clean, searches, patterns, after_words, evidence))[0]
+    misaligned = misaligned_names(clean) if "alignment" in evidence else []
+    return from_all_processes(suspicion(clean, searches, patterns, after_words, misaligned))[0]

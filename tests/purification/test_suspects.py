@@ -12,6 +12,7 @@ from peft_cbpt.purification.suspects import (
     CleanCosines,
     Suspect,
     clean_cosines,
+    misaligned_names,
     misalignment,
     reach,
     robust_z,
@@ -34,6 +35,10 @@ def reached(label, score=REACHED + 0.1):
     scores = torch.linspace(0.1, 0.3, N)
     scores[label] = score
     return scores
+
+
+def weighed(cosines, searches, patterns=(), after_words=()):
+    return suspicion(cosines, searches, patterns, after_words, misaligned_names(cosines))
 
 
 def labels(found):
@@ -88,49 +93,50 @@ def test_few_shots_make_misalignment_weaker():
 
 
 def test_a_name_that_is_reached_is_a_suspect():
-    found = suspicion(clean(), [LOW, reached(7, 0.9), reached(7, 0.8), reached(3, REACHED - 0.01)])
+    found = weighed(clean(), [LOW, reached(7, 0.9), reached(7, 0.8), reached(3, REACHED - 0.01)])
     assert found.suspects == [Suspect(7, "collapse", pytest.approx(0.9))] and found.candidates == []
 
 
 def test_the_class_that_most_searches_find_comes_first():
-    assert labels(suspicion(clean(), [reached(2), reached(5), reached(5)])) == [5, 2]
+    assert labels(weighed(clean(), [reached(2), reached(5), reached(5)])) == [5, 2]
 
 
 def test_a_name_reached_by_a_pattern_comes_after_those_reached_by_any_trigger():
-    found = suspicion(clean(), [reached(7, 0.8)], [reached(3, 0.9), reached(5, 0.9), reached(5, 0.85)])
+    found = weighed(clean(), [reached(7, 0.8)], [reached(3, 0.9), reached(5, 0.9), reached(5, 0.85)])
     assert [(one.label, one.evidence) for one in found.suspects] == [(7, "collapse"), (5, "pattern")]
-    assert labels(suspicion(clean(), [reached(7, 0.9)], [reached(7, 0.95)])) == [7]
-    assert labels(suspicion(clean(), [reached(7, 0.9)], [reached(5, 0.85)])) == [7], "another trigger came nearer"
-    assert labels(suspicion(clean(), [LOW], [reached(3, REACHED_BY_PATTERN - 0.01)])) == []
-    assert labels(suspicion(clean(c0=0.3), [LOW], [reached(3, 0.7)], [reached(4, 0.9)])) == [3]
-    assert labels(suspicion(clean(c0=0.3), [LOW], [LOW], [reached(4, 0.9)])) == [4]
+    assert labels(weighed(clean(), [reached(7, 0.9)], [reached(7, 0.95)])) == [7]
+    assert labels(weighed(clean(), [reached(7, 0.9)], [reached(5, 0.85)])) == [7], "another trigger came nearer"
+    assert labels(weighed(clean(), [LOW], [reached(3, REACHED_BY_PATTERN - 0.01)])) == []
+    assert labels(weighed(clean(c0=0.3), [LOW], [reached(3, 0.7)], [reached(4, 0.9)])) == [3]
+    assert labels(weighed(clean(c0=0.3), [LOW], [LOW], [reached(4, 0.9)])) == [4]
 
 
 def test_alignment_counts_where_no_name_is_reached():
-    assert labels(suspicion(clean(c0=0.3), [LOW])) == [0]
-    assert labels(suspicion(clean(c0=0.3), [reached(5)])) == [5]
-    assert labels(suspicion(clean(c0=0.99), [LOW])) == [], "an outlier upwards"
-    assert labels(suspicion(clean(), [LOW])) == []
+    assert labels(weighed(clean(c0=0.3), [LOW])) == [0]
+    assert labels(weighed(clean(c0=0.3), [reached(5)])) == [5]
+    assert labels(weighed(clean(c0=0.99), [LOW])) == [], "an outlier upwards"
+    assert labels(weighed(clean(), [LOW])) == []
+    assert labels(suspicion(clean(c0=0.3), [LOW])) == [], "not looked at"
 
 
 def test_few_classes_or_shots_have_no_outlier():
-    assert labels(suspicion(clean(FEWEST_SHOTS, c0=0.3), [LOW])) == [0]
-    assert labels(suspicion(clean(FEWEST_SHOTS - 1, c0=0.3), [LOW])) == []
+    assert labels(weighed(clean(FEWEST_SHOTS, c0=0.3), [LOW])) == [0]
+    assert labels(weighed(clean(FEWEST_SHOTS - 1, c0=0.3), [LOW])) == []
     few = N - 1
-    assert labels(suspicion(clean(n=few, c0=0.3), [LOW[:few]])) == []
+    assert labels(weighed(clean(n=few, c0=0.3), [LOW[:few]])) == []
 
 
 def test_without_searches_the_lowest_aligned_are_candidates():
-    found = suspicion(clean(c7=0.59, c9=0.58), [])
+    found = weighed(clean(c7=0.59, c9=0.58), [])
     assert found.suspects == [] and found.candidates == [0, 1, 7, 9]
 
 
 def test_where_nothing_stands_out_the_classes_nearest_to_it_are_candidates():
-    close = suspicion(clean(), [reached(5, 0.6), reached(5, 0.3)], [reached(20, 0.65)], [reached(30, 0.84)])
+    close = weighed(clean(), [reached(5, 0.6), reached(5, 0.3)], [reached(20, 0.65)], [reached(30, 0.84)])
     assert close.suspects == [] and close.candidates == [0, 1, 20, 30]
-    assert suspicion(clean(), [reached(5, 0.6)], [reached(20, 0.4)]).candidates == [0, 1, 5, 20]
-    assert suspicion(clean(), [reached(0, 0.6)]).candidates == [0, 1, 2, 3], "a class is named once"
+    assert weighed(clean(), [reached(5, 0.6)], [reached(20, 0.4)]).candidates == [0, 1, 5, 20]
+    assert weighed(clean(), [reached(0, 0.6)]).candidates == [0, 1, 2, 3], "a class is named once"
 
 
 def test_two_classes_are_enough_to_search():
-    assert suspicion(clean(n=2), [torch.tensor([0.1, 0.2])]).candidates == [0, 1]
+    assert weighed(clean(n=2), [torch.tensor([0.1, 0.2])]).candidates == [0, 1]
