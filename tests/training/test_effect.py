@@ -10,6 +10,7 @@ from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.evaluation import accuracy, attack_result, encode_images
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
+from peft_cbpt.purification import suspects
 from peft_cbpt.purification.targets import runner_up
 from peft_cbpt.training import cbpt_trainer
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
@@ -65,6 +66,14 @@ RUNNER_UP = {
 
 
 def test_the_default_finds_the_target_and_purifies(poisoned_clip, tmp_path):
+    (clean_before, success_before), (clean_after, success_after) = purified_figures(poisoned_clip, tmp_path)
+    assert success_before >= 0.95 and success_after <= 0.03
+    assert clean_after >= clean_before - 0.03
+
+
+def test_a_target_that_misses_its_threshold_is_a_candidate_and_is_purified(poisoned_clip, tmp_path, monkeypatch):
+    for name in ("REACHED", "REACHED_BY_PATTERN", "REACHED_AFTER_WORD"):
+        monkeypatch.setattr(suspects, name, 2.0)
     (clean_before, success_before), (clean_after, success_after) = purified_figures(poisoned_clip, tmp_path)
     assert success_before >= 0.95 and success_after <= 0.03
     assert clean_after >= clean_before - 0.03
