@@ -112,7 +112,7 @@ def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, target):
     config.write_text(yaml.safe_dump(SMALL_JOB | job))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launch += ["-m", "peft_cbpt", "purify", "--config", str(config)]
-    done = subprocess.run_purify(
+    done = subprocess.run(
         launch, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200
     )
     assert done.returncode == 0, done.stderr
