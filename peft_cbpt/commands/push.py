@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from peft_cbpt.commands.parsing import parse
+from peft_cbpt.commands.parsing import folder_first, parse
 from peft_cbpt.errors import InputError
 from peft_cbpt.hub import check_destination, push_adapter
 from peft_cbpt.hub.sharing import is_local
@@ -36,8 +36,7 @@ class PushArguments:
 
 def push(argv: Sequence[str]) -> None:
     """Push an adapter's folder."""
-    words = ["--folder", *argv] if argv and not argv[0].startswith("-") else list(argv)
-    (arguments,) = parse([PushArguments], words, __doc__ or "")
+    (arguments,) = parse([PushArguments], folder_first(argv), __doc__ or "")
     commit = push_adapter(
         arguments.folder,
         arguments.hub_model_id,

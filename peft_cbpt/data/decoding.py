@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,13 @@ def read_image(value: Any, sample_id: str) -> Image.Image:
         raise
     except Exception as error:  # damaged files raise errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnreadableImage(sample_id, reason) from error
+        raise UnreadableImage(sample_id, _without_folder(reason, value)) from error
+
+
+def _without_folder(reason: str, value: Any) -> str:
+    """The reason with the image's file name for its path, which is not to be published with results."""
+    path = value.get("path") if isinstance(value, dict) else value
+    return reason.replace(path, Path(path).name) if path and isinstance(path, str) else reason
 
 
 def _open(value: Any) -> Image.Image:

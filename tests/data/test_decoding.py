@@ -51,6 +51,14 @@ def test_what_is_no_picture_is_unreadable(value, reason):
     assert reason in caught.value.reason
 
 
+def test_the_reason_names_no_folder(tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    for value in (str(tmp_path / "torn.png"), {"bytes": None, "path": str(tmp_path / "gone.png")}):
+        with pytest.raises(UnreadableImage) as caught:
+            read_image(value, "a")
+        assert ".png" in caught.value.reason and str(tmp_path) not in caught.value.reason
+
+
 def test_decompression_bombs_are_unreadable_and_what_pillow_warns_of_is_read(monkeypatch, recwarn):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15_000)  # twice that is the limit
     with pytest.raises(UnreadableImage, match="exceeds limit"):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from peft_cbpt.cli import main
 from peft_cbpt.errors import HubError, InputError
 from peft_cbpt.hub import push_adapter
-from peft_cbpt.hub.sharing import without_local_paths
+from peft_cbpt.hub.sharing import shareable, without_local_paths
 from tests.hub.conftest import BASE_ID, JOB
 from tests.hub.loopback import READER_TOKEN, STRANGER_TOKEN, Fault
 
@@ -267,6 +267,17 @@ def test_paths_are_cut_to_their_last_part(tmp_path, monkeypatch):
     given = {"a": ["/x/y", "~/z", "./w/v/", "C:\\u\\t"], "b": {"c": "data/mine", "d": "lab/mine", "e": 1, "f": None}}
     cut = {"a": ["y", "z", "v", "t"], "b": {"c": "mine", "d": "lab/mine", "e": 1, "f": None}}
     assert without_local_paths(given) == cut
+    given = ["imagenet-v2:data/v2", "imagenet:/x/y", "imagenet", "pocket:base", "https://x/y"]
+    assert without_local_paths(given) == ["imagenet-v2:v2", "imagenet:y", *given[2:]]
+
+
+def test_sample_ids_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "1.png").touch()
+    results = {"shots": ["train/1.png"], "model": "train/1.png", "settings": {"dataset_name": str(tmp_path)}}
+    cut = {"shots": ["train/1.png"], "model": "1.png", "settings": {"dataset_name": tmp_path.name}}
+    assert shareable(results) == cut
 
 
 def test_the_loopback_refuses_what_the_hub_refuses(hub, adapter):
