@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessorPil
 
 from peft_cbpt.data.decoding import UnreadableImage, model_pixels, read_image
 from peft_cbpt.data.skipping import SkipLog, Skipped
-from peft_cbpt.data.sources import Rows, find_column, keep_encoded, open_source
+from peft_cbpt.data.sources import Rows, find_column, keep_encoded, open_source, row_prefix
 from peft_cbpt.data.streams import my_share, rows_in_order
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.dataset import PocketPairs
@@ -70,9 +70,9 @@ class CaptionStream(IterableDataset):
     Pairs without a caption or a readable image are left out, and listed in `skipped` as they are met.
     """
 
-    def __init__(self, rows: Rows, split: str, image_processor: CLIPImageProcessorPil, limit: int | None = None):
+    def __init__(self, rows: Rows, prefix: str, image_processor: CLIPImageProcessorPil, limit: int | None = None):
         self._log = SkipLog()
-        self.rows, self.split, self.image_processor, self.limit = rows, split, image_processor, limit
+        self.rows, self.prefix, self.image_processor, self.limit = rows, prefix, image_processor, limit
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -80,7 +80,7 @@ class CaptionStream(IterableDataset):
         return self._log.entries()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for row in my_share(islice(rows_in_order(self.rows, self.split), self.limit)):
+        for row in my_share(islice(rows_in_order(self.rows, self.prefix), self.limit)):
             if not _words(row["caption"]):
                 self._log.add(Skipped(row["sample_id"], NO_CAPTION))
                 continue
@@ -137,7 +137,7 @@ def load_caption_pairs(
             rows = rows.remove_columns(wanted) if wanted in columns else rows
             rows = rows.rename_column(column, wanted)
     if streaming:
-        return CaptionStream(rows, split, image_processor, limit)
+        return CaptionStream(rows, row_prefix(name, split), image_processor, limit)
     return CaptionPairs(rows.select(range(min(limit or len(rows), len(rows)))), image_processor)
 
 

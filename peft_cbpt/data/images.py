@@ -20,7 +20,7 @@ from peft_cbpt.data.labels import (
     space_of_feature,
 )
 from peft_cbpt.data.skipping import Skipped
-from peft_cbpt.data.sources import Rows, find_column, keep_encoded, open_hub_copy, open_source
+from peft_cbpt.data.sources import Rows, find_column, keep_encoded, open_hub_copy, open_source, row_prefix
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.atlas import class_names as pocket_class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
@@ -92,6 +92,8 @@ class LabelledSource:
     """The classes, if they are known without a look at the labels."""
     image_column: str
     label_column: str
+    row_prefix: str
+    """Of the sample ids of rows that have none of their own."""
 
 
 def open_labelled(
@@ -99,14 +101,16 @@ def open_labelled(
 ) -> LabelledSource:
     """Open any dataset but the pocket world's; arguments as of `load_labelled_images` and `sources.open_source`."""
     space = read_class_names(class_names_file) if class_names_file else None
+    prefix = row_prefix(name, split)
     if found := find_variant(name):
         variant, place = found
         space = space or variant.label_space
         if isinstance(place, HubCopy):
             rows = open_hub_copy(place, split, streaming)
             image_column, label_column = place.image_column, place.label_column
+            prefix = split if place.is_tars else place.splits[split]
         else:
-            rows = open_source(place, split, streaming)
+            rows, prefix = open_source(place, split, streaming), row_prefix(place, split)
             known = [copy.label_column for copy in variant.copies]
             columns = rows.column_names or []
             label_column = next((one for one in (label_column, *known) if one in columns), label_column)
@@ -114,7 +118,7 @@ def open_labelled(
         rows = open_source(name, split, streaming)
     columns = rows.column_names or list(next(iter(rows)))
     image_column, label_column = (find_column(columns, wanted, name) for wanted in (image_column, label_column))
-    return LabelledSource(keep_encoded(rows, image_column, name), space, image_column, label_column)
+    return LabelledSource(keep_encoded(rows, image_column, name), space, image_column, label_column, prefix)
 
 
 def _own_space(feature: Any, labels: Sequence[Any], dataset_name: str, label_column: str) -> LabelSpace:

@@ -31,7 +31,8 @@ def open_source(name: str, split: str, streaming: bool = False) -> Rows:
 
     Returns:
         Rows with the dataset's own columns. All but streams have a `sample_id`: the path for files, `ARCHIVE/KEY` for
-        archives, a column of this name if there is one, the key of a webdataset from the Hub, `SPLIT/ROW` otherwise.
+        archives, a column of this name if there is one, the key of a webdataset from the Hub, `SPLIT/ROW` otherwise,
+        or `rows/ROW` where every split has the same rows.
 
     Raises:
         InputError: if there is no such dataset or split, or it cannot be reached.
@@ -45,7 +46,23 @@ def open_source(name: str, split: str, streaming: bool = False) -> Rows:
         raise InputError(f"{name} has no split {split!r}") from error
     except Exception as error:  # `datasets` raises many kinds for the same mistakes
         raise InputError(_reason(name, split, error)) from error
-    return rows if streaming and isinstance(rows, datasets.IterableDataset) else _with_sample_ids(rows, split)
+    if streaming and isinstance(rows, datasets.IterableDataset):
+        return rows
+    return _with_sample_ids(rows, row_prefix(name, split))
+
+
+def row_prefix(name: str, split: str) -> str:
+    """What is before the number of a row in its sample id: the split, or `rows` where every split has the same rows.
+
+    Those are a single file, a saved `Dataset`, and parquet files not named after splits. So rows that are used
+    twice, to train and to test, have the same ids.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        return split
+    parquet = [] if path.is_file() or any((path / split).glob("*.parquet")) else _loose_files(path, ".parquet")
+    has_none = path.is_file() or (path / "state.json").exists() or (parquet and not _named_after_splits(parquet))
+    return "rows" if has_none else split
 
 
 def open_hub_copy(copy: HubCopy, split: str, streaming: bool = False) -> Rows:
@@ -115,12 +132,20 @@ def _files_of_split(folder: Path, split: str, suffix: str) -> list[Path]:
     """Files in the split's own folder, or in `folder` or its `data` named after the split; unnamed ones are any's."""
     if inside := sorted((folder / split).glob(f"*{suffix}")):
         return inside
-    files = sorted([*folder.glob(f"*{suffix}"), *folder.glob(f"data/*{suffix}")])
-    if not any(file.name.startswith(_SPLIT_WORDS) for file in files):
+    files = _loose_files(folder, suffix)
+    if not _named_after_splits(files):
         return files
     if named := [file for file in files if file.name.startswith(split)]:
         return named
     raise InputError(f"{folder} has no split {split!r} but {', '.join(file.name for file in files[:5])}")
+
+
+def _loose_files(folder: Path, suffix: str) -> list[Path]:
+    return sorted([*folder.glob(f"*{suffix}"), *folder.glob(f"data/*{suffix}")])
+
+
+def _named_after_splits(files: Sequence[Path]) -> bool:
+    return any(file.name.startswith(_SPLIT_WORDS) for file in files)
 
 
 def _open_files(files: Sequence[Path], root: Path, suffix: str, split: str, streaming: bool) -> Rows:
@@ -209,13 +234,13 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
-def _with_sample_ids(rows: datasets.Dataset, split: str) -> datasets.Dataset:
+def _with_sample_ids(rows: datasets.Dataset, prefix: str) -> datasets.Dataset:
     if "sample_id" in rows.column_names:
         is_text = rows.features["sample_id"] == datasets.Value("string")
         return rows if is_text else rows.cast_column("sample_id", datasets.Value("string"))
     keys = list(rows["__key__"]) if "__key__" in rows.column_names else []
     if not keys or len(set(keys)) < len(keys):
-        keys = [f"{split}/{row}" for row in range(len(rows))]
+        keys = [f"{prefix}/{row}" for row in range(len(rows))]
     return rows.add_column("sample_id", keys)
 
 

@@ -31,14 +31,17 @@ def my_share(rows: Iterable[Row]) -> Iterator[Row]:
     return islice(rows, process * workers + place, None, processes * workers)
 
 
-def rows_in_order(rows: Rows, split: str) -> Iterator[dict[str, Any]]:
-    """All rows with their `sample_id`s, which are those of `sources.open_source` without streaming."""
+def rows_in_order(rows: Rows, prefix: str) -> Iterator[dict[str, Any]]:
+    """All rows with their `sample_id`s, which are those of `sources.open_source` without streaming.
+
+    `prefix` is that of `sources.row_prefix`.
+    """
     position = 0
     for batch in rows.iter(_ROWS_AT_ONCE):  # iter(rows) is slower, and splits a stream over DataLoader workers
         columns = list(batch)
         for values in zip(*batch.values(), strict=True):
             row = dict(zip(columns, values, strict=True))
-            row.setdefault("sample_id", row.get("__key__", f"{split}/{position}"))
+            row.setdefault("sample_id", row.get("__key__", f"{prefix}/{position}"))
             yield row | {"sample_id": str(row["sample_id"])}
             position += 1
 
@@ -65,8 +68,9 @@ class LabelledStream(IterableDataset):
         class_names_file: str | None = None,
     ):
         source = open_labelled(name, split, image_column, label_column, class_names_file, streaming=True)
-        self.name, self.split, self.image_processor = name, split, image_processor
-        self.rows, self.image_column, self.label_column = source.rows, source.image_column, source.label_column
+        self.name, self.image_processor = name, image_processor
+        self.rows, self.row_prefix = source.rows, source.row_prefix
+        self.image_column, self.label_column = source.image_column, source.label_column
         feature = (source.rows.features or {}).get(source.label_column)
         self.space = source.space or space_of_feature(feature, name, source.label_column)
         self.class_names = kept_classes(self.space.class_names, class_names, num_classes, name)
@@ -76,7 +80,7 @@ class LabelledStream(IterableDataset):
         }
 
     def __iter__(self) -> Iterator[dict[str, Any] | Skipped]:
-        for row in my_share(rows_in_order(self.rows, self.split)):
+        for row in my_share(rows_in_order(self.rows, self.row_prefix)):
             sample_id = row["sample_id"]
             known = read_label(row[self.label_column], self._numbers, self.space, sample_id, self.name)
             if (label := self._new_label.get(known)) is None:

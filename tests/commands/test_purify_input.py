@@ -66,6 +66,18 @@ def flat_folder(tmp_path):
     return {"dataset_name": str(write_folders(tmp_path / "flat", pocket_dataset("base", "train", 4, FEW_CLASSES)))}
 
 
+def one_saved_dataset(tmp_path):
+    pocket_dataset("base", "train", 4, FEW_CLASSES).remove_columns("sample_id").save_to_disk(str(tmp_path / "saved"))
+    return {"dataset_name": str(tmp_path / "saved")}
+
+
+def one_parquet_file(tmp_path):
+    file = tmp_path / "images" / "all.parquet"
+    file.parent.mkdir()
+    pocket_dataset("base", "train", 4, FEW_CLASSES).remove_columns("sample_id").to_parquet(str(file))
+    return {"dataset_name": str(file.parent)}
+
+
 def attack_for_another_class(tmp_path):
     config = {"trigger": {"name": "badnet"}, "target_class": "submarine"}
     (tmp_path / "attack.json").write_text(json.dumps(config))
@@ -91,6 +103,8 @@ BAD_INPUTS = {
     "unknown pocket domain": (lambda _: {"dataset_name": "pocket:moon"}, "choose one of"),
     "folder without classes": (lambda path: images(path, no_class_folders), "put the images of each class"),
     "train and test the same": (flat_folder, "training shots themselves"),
+    "a saved dataset to train and to test": (one_saved_dataset, "training shots themselves"),
+    "a parquet file to train and to test": (one_parquet_file, "training shots themselves"),
     "empty class": (lambda path: images(path, empty_class), "add images or remove it"),
     "unreadable picture": (lambda path: images(path, broken_picture), "replace or remove it"),
     "NaN pixels": (lambda path: images(path, nan_image), "not finite"),

@@ -54,7 +54,7 @@ def write_pairs_parquet(root, pictures, captions):
 def write_pairs_arrow(root, pictures, captions):
     rows = datasets.Dataset.from_dict(rows_of(pictures, captions)).cast_column("image", datasets.Image())
     rows.save_to_disk(str(root))
-    return root, [f"train/{place}" for place in range(200)]
+    return root, [f"rows/{place}" for place in range(200)]
 
 
 WRITERS = {

@@ -1,5 +1,6 @@
 import datasets
 import pytest
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from peft_cbpt.data import streams
@@ -7,7 +8,7 @@ from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.data.streams import LabelledStream, my_share
 from peft_cbpt.errors import InputError
-from tests.data.layouts import damaged_pictures, write_parquet
+from tests.data.layouts import damaged_pictures, encoded, write_parquet
 
 NAMES = ["dog", "banana", "pizza", "chair"]
 
@@ -41,6 +42,22 @@ def test_a_stream_is_the_map_style_dataset_in_order(damaged, poisoned_clip):
     assert {one.sample_id for one in skipped} == unreadable & labels.keys() and all(one.reason for one in skipped)
 
 
+def test_rows_without_a_split_have_the_same_ids_streamed_or_not(tmp_path, poisoned_clip):
+    columns = {"image": [{"bytes": encoded(Image.new("RGB", (9, 9))), "path": None}] * 2, "label": ["dog", "cat"]}
+    file = write_parquet(tmp_path / "all.parquet", columns)
+    names = ["cat", "dog"]
+    for name in (str(file), str(tmp_path)):
+        for split in ("train", "test"):
+            stream = LabelledStream(name, split, poisoned_clip.image_processor, class_names_file=names_file(tmp_path))
+            assert load_labelled_images(name, split, names)["sample_id"][:] == ["rows/0", "rows/1"]
+            assert [row["sample_id"] for row in stream] == ["rows/0", "rows/1"]
+
+
+def names_file(folder):
+    (folder / "names.txt").write_text("cat\ndog\n")
+    return str(folder / "names.txt")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_read_every_row_once(damaged, poisoned_clip, workers):
     name, _ = damaged
@@ -69,5 +86,5 @@ def test_a_row_without_a_label_stops_the_stream(tmp_path, poisoned_clip):
     columns = {"image": [{"bytes": b"", "path": None}] * 2, "label": [0, -1]}
     feature = datasets.ClassLabel(names=NAMES)
     write_parquet(tmp_path / "0.parquet", columns, image=datasets.Image(), label=feature)
-    with pytest.raises(InputError, match="row test/1 of .* has no label"):
+    with pytest.raises(InputError, match="row rows/1 of .* has no label"):
         list(LabelledStream(str(tmp_path), "test", poisoned_clip.image_processor))
