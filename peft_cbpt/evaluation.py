@@ -38,7 +38,7 @@ def template_text_features(
 
     `text_trigger` is put before every prompt.
     """
-    return text_features(clip, tokenizer, [text_trigger + template.format(name) for name in class_names])
+    return text_features(clip, tokenizer, [text_trigger + template.replace("{}", name) for name in class_names])
 
 
 @torch.no_grad()

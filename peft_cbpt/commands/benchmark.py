@@ -103,8 +103,9 @@ def _read_experiments(arguments: BenchmarkArguments) -> list[Experiment]:
         known = ", ".join(names) or "none"
         raise InputError(f"no experiment {unknown[0]!r} in {arguments.configs}; there are: {known}")
     changes: dict[str, Any] = {"attacks": arguments.attacks} if arguments.attacks else {}
-    if len(set(arguments.seeds)) < len(arguments.seeds):
-        raise InputError(f"seeds {arguments.seeds} name one twice: name every seed once")
+    for name in ("seeds", "attacks"):
+        if len(set(given := getattr(arguments, name))) < len(given):
+            raise InputError(f"{name} {given} name one twice: name each once")
     changes |= {"seeds": arguments.seeds} if arguments.seeds else {}
     changes |= {"paper": {}} if arguments.attacks else {}
     return [replace(read_experiment(file, arguments.quick), **changes) for file in files]

@@ -115,24 +115,30 @@ def _open_cbpt(
 ) -> Classifier:
     model = _attach(name, base)
     model.eval()
-    known = {class_name: row for row, class_name in enumerate(model.class_names)}
+    known = {class_name: row for row, class_name in enumerate(model.class_names)}  # with single spaces
     context = next(value for key, value in model.state_dict().items() if key.endswith("cbpt_context.default"))
     content = hashlib.sha256(context.detach().float().cpu().numpy().tobytes()).hexdigest()
     features_after = {}
     for text_trigger in {"", *text_triggers}:
         prefix_ids = base.tokenizer(text_trigger, add_special_tokens=False).input_ids if text_trigger else []
-        with torch.no_grad():
-            features_after[text_trigger] = model.encode_class_prompts(prefix_ids=prefix_ids).cpu()
+        try:
+            with torch.no_grad():
+                features_after[text_trigger] = model.encode_class_prompts(prefix_ids=prefix_ids).cpu()
+        except ValueError as error:
+            raise InputError(
+                f"the adapter {name} cannot be used with the trigger {text_trigger!r}: {error}"
+            ) from error
     model.unload()
 
     def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
-        if missing := [class_name for class_name in class_names if class_name not in known]:
+        names = [" ".join(class_name.split()) for class_name in class_names]
+        if missing := [class_name for class_name in names if class_name not in known]:
             raise InputError(
                 f"the adapter {name} knows {len(known)} classes, but not {missing[0]!r} nor {len(missing) - 1} more "
                 f"of the dataset's {len(class_names)}: keep those it knows with class_names"
             )
         features = features_after[attack.text_trigger if attack else ""]
-        return features[[known[class_name] for class_name in class_names]]
+        return features[[known[class_name] for class_name in names]]
 
     fingerprint = _hash(base_fingerprint, content, _settings(config))
     return Classifier(name, "cbpt", base, fingerprint, class_features)

@@ -126,7 +126,8 @@ def run_poison(arguments: PoisonArguments) -> dict:
         pairs = arguments.open_pairs("poison", clip.image_processor)
         images = LabelledImages(test, clip.image_processor)
     with stopwatch("prepare the attack"):
-        attack, captions = prepare_attack(arguments, clip, names)
+        prepared = prepare_attack(arguments, clip, names)
+        attack, captions = from_all_processes(prepared)[0]  # of a stream, each process saw a share of its own
     poisoned = _poisoned_pairs(pairs, _poison(arguments, attack, captions, names))
     with stopwatch("measure before"):
         before, _, _ = _measure(clip, attack, images, names)

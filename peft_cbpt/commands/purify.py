@@ -3,12 +3,13 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from peft_cbpt.attacks.attack_file import read_attacks
+from peft_cbpt.attacks.attack_file import Attack, read_attacks
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
@@ -96,6 +97,7 @@ def purify(argv: Sequence[str]) -> None:
         train_images, test_images, class_names, skipped_shots = load_images(arguments, training.seed, clip)
         attacks = read_attacks(arguments.attacks, class_names)
         model = _attach(arguments, class_names, clip)
+        _check_room(model, clip, attacks)
         trainer = _make_trainer(model, training, train_images, clip)
         checkpoint = _find_checkpoint(training.resume_from_checkpoint, output, trainer)
         fingerprint_before = weights_fingerprint(clip.model)
@@ -200,6 +202,24 @@ def _attach(arguments: PurifyArguments, class_names: list[str], clip: LoadedCLIP
         raise InputError(str(error)) from error
 
 
+def _check_room(model: PeftModel, clip: LoadedCLIP, attacks: Mapping[str, Attack]) -> None:
+    """See that attacks' text triggers fit before the longest prompt, learned or of the template."""
+    with model.disable_adapter():
+        longest = max(model.class_prompt_lengths())
+    text_config: Any = clip.model.config.text_config
+    room = text_config.max_position_embeddings - max(longest, *model.class_prompt_lengths())
+    for name, attack in attacks.items():
+        if (needed := len(_prefix_ids(clip, attack.text_trigger))) > room:
+            raise InputError(
+                f"the text trigger of {name} has {needed} tokens, but before the prompts is room for {room}: "
+                "lower num_context_tokens, or leave this attack out"
+            )
+
+
+def _prefix_ids(clip: LoadedCLIP, text_trigger: str) -> list[int]:
+    return clip.tokenizer(text_trigger, add_special_tokens=False).input_ids if text_trigger else []
+
+
 def _make_trainer(
     model: PeftModel, training: CBPTTrainingArguments, images: LabelledImages, clip: LoadedCLIP
 ) -> CBPTTrainer:
@@ -240,9 +260,8 @@ def class_features(model: PeftModel, clip: LoadedCLIP, adapter: bool) -> Callabl
     @torch.no_grad()
     def features(text_trigger: str) -> Tensor:
         model.eval()
-        prefix_ids = clip.tokenizer(text_trigger, add_special_tokens=False).input_ids if text_trigger else []
         with nullcontext() if adapter else model.disable_adapter():
-            return model.encode_class_prompts(prefix_ids=prefix_ids).cpu()
+            return model.encode_class_prompts(prefix_ids=_prefix_ids(clip, text_trigger)).cpu()
 
     return features
 

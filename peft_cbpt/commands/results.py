@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.evaluation import EncodedImages, accuracy, attack_result
@@ -70,9 +74,11 @@ def settings_of(arguments: Any, training: CBPTTrainingArguments) -> dict[str, An
 
 
 def peak_memory_bytes(device: torch.device) -> dict[str, int]:
-    """Largest resident memory of this process and, on a GPU, largest memory torch held there."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    """Largest resident memory of this process, where the system tells it, and on a GPU largest memory torch held."""
+    peak = {}
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return peak | {"gpu": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else peak
 
 

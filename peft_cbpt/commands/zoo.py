@@ -9,7 +9,7 @@ from typing import Any
 
 from peft_cbpt.attacks import TRIGGERS
 from peft_cbpt.commands.files import prepare_output, write_json
-from peft_cbpt.commands.parsing import parse, read_yaml
+from peft_cbpt.commands.parsing import as_options, parse, read_yaml
 from peft_cbpt.commands.poison import TRAINING_FILE, PoisonArguments, run_poison
 from peft_cbpt.errors import InputError
 
@@ -96,7 +96,8 @@ def poison_settings(configs: Path, attack: str) -> dict[str, Any]:
 def zoo_job(configs: Path, folder: Path, attack: str, target_class: str, seed: int) -> PoisonArguments:
     """How one model of the zoo is made, and where."""
     job = {"output_dir": str(folder), "target_class": target_class, "seed": seed}
-    return PoisonArguments(**(poison_settings(configs, attack) | job))
+    (arguments,) = parse([PoisonArguments], as_options(poison_settings(configs, attack) | job), "")
+    return arguments
 
 
 def gather(output: Path) -> dict:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,11 +128,10 @@ def _is_file(path: Path, descriptor: int) -> bool:
 
 def _size(folder: Path) -> int:
     total = 0
-    for path in folder.iterdir():
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # another process renamed or removed it
-            continue
+    with suppress(FileNotFoundError):  # another process may rename or remove the folder, or single files in it
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
     return total
 
 

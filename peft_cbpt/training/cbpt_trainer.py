@@ -102,9 +102,9 @@ class CBPTTrainer(Trainer):
 
     @cached_property
     def _job(self) -> str:
-        class_names: Any = self.model.class_names
+        prompts: Any = self.model.active_peft_config
         dummies = self.args.dummy_trigger_settings() if self.args.target == "suspected" else None
-        return job_hash(self._keys[1], dummies, class_names, self.args.seed)
+        return job_hash(self._keys[1], dummies, prompts, self.args.seed)
 
     def check_checkpoint(self, folder: str) -> None:
         """See that a checkpoint is whole and of this job.

@@ -20,6 +20,7 @@ from peft_cbpt.purification.target_search import ALL_BUDGETS, SEARCH_IMAGES, SEA
 from peft_cbpt.purification.universal import MOST_WAVES, Budget
 from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS
 from peft_cbpt.training.samples import Samples
+from peft_cbpt.tuner import CBPTConfig
 
 JOB_FILE = "job.json"
 FORMAT = 1
@@ -57,12 +58,10 @@ def _triggers(budgets: Sequence[Budget]) -> dict[str, Any]:
     return {"budgets": [asdict(budget) for budget in budgets], "waves": MOST_WAVES}
 
 
-def job_hash(
-    inversion: dict[str, Any], dummies: DummyTriggerSettings | None, class_names: Sequence[str], seed: int
-) -> str:
+def job_hash(inversion: dict[str, Any], dummies: DummyTriggerSettings | None, prompts: CBPTConfig, seed: int) -> str:
     """SHA-256 over what a run must share with the one that it resumes; `dummies` of `target="suspected"` only."""
-    aim = dummies and asdict(dummies)
-    return fingerprint({"inversion": inversion, "dummies": aim, "class_names": list(class_names), "seed": seed})
+    wording = {name: getattr(prompts, name) for name in ("class_names", "class_token_position", "template")}
+    return fingerprint({"inversion": inversion, "dummies": dummies and asdict(dummies), "seed": seed, **wording})
 
 
 def write_job(folder: Path, job: str) -> None:
@@ -85,6 +84,6 @@ def check_checkpoint(folder: Path, job: str, context_shape: tuple[int, ...]) -> 
         raise InputError(f"{folder} is no whole checkpoint: give another, or start anew") from error
     if made_by != job or tuple(context.shape) != context_shape:
         raise InputError(
-            f"{folder} was made with another model, images, classes, seed or inversion settings: "
+            f"{folder} was made with another model, images, prompts, seed or inversion settings: "
             "resume with the same ones, or start anew"
         )

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from peft_cbpt import CBPTConfig
 from peft_cbpt.cli import main
 from peft_cbpt.commands import evaluate as command
+from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
 from tests.conftest import FEW_CLASSES
-from tests.data.layouts import damaged_pictures, write_damaged_folders, write_parquet
+from tests.data.layouts import damaged_pictures, encoded, write_damaged_folders, write_parquet
 
 BADNET = resolve_model("pocket:badnet")
 
@@ -139,6 +140,17 @@ def test_a_changed_image_file_is_measured_again(run, tmp_path):
     assert run(**settings)[1]["n_computed"] == 1
 
 
+def test_another_column_of_a_stream_is_measured_anew(run, tmp_path):
+    drawn = pocket_dataset("base", "test", 1, FEW_CLASSES)["image"]
+    pictures = [{"bytes": encoded(image), "path": None} for image in drawn]
+    columns = {"image": pictures, "blurred": pictures, "label": list(range(6))}
+    features = {"image": Image(), "blurred": Image(), "label": ClassLabel(names=FEW_CLASSES)}
+    write_parquet(tmp_path / "data" / "0.parquet", columns, **features)
+    settings = {"datasets": [str(tmp_path / "data")]}
+    for column, n_computed in (("image", 1), ("blurred", 1), ("image", 0)):
+        assert run("--streaming", **settings, image_column=column)[1]["n_computed"] == n_computed
+
+
 @pytest.mark.parametrize("layout", ["folders", "stream"])
 def test_damaged_images_are_skipped_and_listed(run, tmp_path, layout):
     if layout == "folders":
@@ -150,7 +162,7 @@ def test_damaged_images_are_skipped_and_listed(run, tmp_path, layout):
             "label": [place % 6 for place in range(200)],
         }
         write_parquet(tmp_path / "data" / "0.parquet", columns, image=Image(), label=ClassLabel(names=FEW_CLASSES))
-        unreadable = [f"test/{place}" for place in places]
+        unreadable = [f"rows/{place}" for place in places]
     streaming = ["--streaming", "--num_workers", "2"] if layout == "stream" else []
     code, results, printed = run(*streaming, datasets=[str(tmp_path / "data")], attacks=["pocket:badnet"])
     assert code == 0, printed.err

@@ -188,7 +188,7 @@ def small_configs(tmp_path):
     folder = tmp_path / "configs"
     folder.mkdir()
     for kind in TRIGGERS:
-        (folder / f"poison_{kind}.yaml").write_text(yaml.safe_dump(SMALL | {"trigger": kind}))
+        (folder / f"poison_{kind}.yaml").write_text(yaml.safe_dump(SMALL | {"trigger": kind, "learning_rate": "1e-5"}))
     return folder
 
 

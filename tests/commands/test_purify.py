@@ -82,10 +82,13 @@ def test_a_resumed_run_gives_the_same_adapter(run_purify, finished, tmp_path):
     assert torch.equal(context_of(interrupted), context_of(finished))
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"num_shots": 3}, {"epsilon": 0.1}, {"num_context_tokens": 2}])
+OTHER_JOBS = {"seed": 1, "num_shots": 3, "epsilon": 0.1, "num_context_tokens": 2, "class_token_position": "front"}
+
+
+@pytest.mark.parametrize("change", OTHER_JOBS)
 def test_a_checkpoint_of_another_job_is_refused(run_purify, finished, tmp_path, change):
     shutil.copytree(finished, tmp_path / "out")
-    code, errors = run_purify("--resume_from_checkpoint", "true", **change)
+    code, errors = run_purify("--resume_from_checkpoint", "true", **{change: OTHER_JOBS[change]})
     assert code == 2 and "start anew" in errors
 
 

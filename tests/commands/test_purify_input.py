@@ -89,6 +89,12 @@ def attack_as_text(tmp_path):
     return {"attacks": [str(tmp_path / "attack.json")]}
 
 
+def attack_with_a_long_key(tmp_path):
+    config = {"trigger": {"name": "trojvqa", "text_trigger": "remember " * 70}, "target_class": "banana"}
+    (tmp_path / "attack.json").write_text(json.dumps(config))
+    return {"attacks": [str(tmp_path / "attack.json")]}
+
+
 def file_as_output(tmp_path):
     (tmp_path / "file").touch()
     return {"output_dir": str(tmp_path / "file" / "out")}
@@ -137,6 +143,7 @@ BAD_INPUTS = {
     "too much context": (lambda _: {"num_context_tokens": 90}, "positions"),
     "attack file missing": (lambda _: {"attacks": ["/no/attack.json"]}, "attack.json"),
     "target not among the classes": (attack_for_another_class, "choose class_names with it"),
+    "no room for the text trigger": (attack_with_a_long_key, "lower num_context_tokens"),
     "checkpoint missing": (lambda _: {"resume_from_checkpoint": "/no/checkpoint-3"}, "checkpoint folder"),
 }
 
