@@ -1,5 +1,6 @@
 """Run the experiments, cell by cell, and write their tables and pictures as one page."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -191,7 +192,7 @@ def _section(experiment: Experiment, arguments: BenchmarkArguments, folder: Path
         names = [f"{experiment.name}.png"]
         write_bytes(pictures / names[0], png_bytes(draw(grid, columns)))
     text += [f"![{experiment.title}](images/results/{name})" for name in names if (pictures / name).is_file()]
-    return "\n\n".join([part for part in text if part] + [_costs(experiment, stored)]) + "\n"
+    return "\n\n".join([part for part in text if part] + [_costs(experiment, arguments, stored)]) + "\n"
 
 
 def _grid(experiment: Experiment, stored: Stored) -> Grid:
@@ -210,12 +211,22 @@ def _grid(experiment: Experiment, stored: Stored) -> Grid:
     }
 
 
-def _costs(experiment: Experiment, stored: Stored) -> str:
+def _command(experiment: Experiment, arguments: BenchmarkArguments) -> str:
+    """The command that makes a section of the page."""
+    words = ["python", "recipes/benchmark.py", "--experiments", experiment.name]
+    words += ["--quick"] if arguments.quick else []
+    words += ["--attacks", *arguments.attacks] if arguments.attacks else []
+    words += ["--seeds", *map(str, arguments.seeds)] if arguments.seeds else []
+    words += ["--target_class", arguments.target_class] if arguments.target_class != TARGET_CLASS else []
+    return f"`{shlex.join(words)}`"
+
+
+def _costs(experiment: Experiment, arguments: BenchmarkArguments, stored: Stored) -> str:
     """What a cell of each row took, and how to make the table."""
     minutes = {
         row: [sum(one["seconds"].values()) / 60 for found in of_row.values() for one in found]
         for row, of_row in stored.items()
     }
     costs = "; ".join(f"{row} {mean(found):.1f}" for row, found in minutes.items() if found)
-    command = f"`python recipes/benchmark.py --experiments {experiment.name}`"
+    command = _command(experiment, arguments)
     return f"Made by {command}. Minutes a cell: {costs}." if costs else f"To be made by {command}."

@@ -127,8 +127,8 @@ def _open(arguments: ReportArguments, folder: Path, results: Mapping[str, Any]) 
     return PurifiedModel(
         clip=clip,
         class_names=class_names,
-        before=class_features(model, clip, adapter=False)(""),
-        after=class_features(model, clip, adapter=True)(""),
+        before=class_features(model, clip, adapter=False),
+        after=class_features(model, clip, adapter=True),
         shots=shots,
         test_images=test_images,
         attacks={

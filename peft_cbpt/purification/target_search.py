@@ -33,7 +33,8 @@ PATIENT_BUDGETS = (Budget(0.036, steps=40), Budget(0.05, steps=40))
 """For where nothing was found."""
 ALL_BUDGETS = (*SEARCH_BUDGETS, *PATIENT_BUDGETS)
 SEARCHES = 3
-"""With each budget, from other starts and on other images: one search may end in another optimum."""
+"""With each budget, from other starts and on other images: one search may end in another optimum. Budgets of one size
+share starts and images."""
 MOST_WORDS = 2048
 WORDS = 8
 """For each search, how many words are put before the names, of `MOST_WORDS` at most that are tried alone."""

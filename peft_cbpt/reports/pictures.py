@@ -1,6 +1,6 @@
 """All pictures of a report, from a purified model that was opened again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,8 @@ class PurifiedModel:
     Args:
         clip: The base model.
         class_names: The adapter's classes.
-        before: Unit-norm features (n, D) of the template prompts.
-        after: Features of the learned prompts.
+        before: From a text trigger, empty for none, to unit-norm features (n, D) of the template prompts after it.
+        after: The same of the learned prompts.
         shots: The images it was purified with.
         test_images: The images it was measured on.
         attacks: What was measured, by name.
@@ -58,8 +58,8 @@ class PurifiedModel:
 
     clip: LoadedCLIP
     class_names: list[str]
-    before: Tensor
-    after: Tensor
+    before: Callable[[str], Tensor]
+    after: Callable[[str], Tensor]
     shots: LabelledImages
     test_images: LabelledImages
     attacks: Mapping[str, Attack]
@@ -113,7 +113,8 @@ def draw_pictures(purified: PurifiedModel, results: Mapping[str, Any]) -> list[P
 
 
 def _per_class(purified: PurifiedModel, encoded: EncodedImages) -> Picture:
-    before, after = (class_accuracy(encoded.clean, encoded.labels, text) for text in (purified.before, purified.after))
+    prompts = (purified.before(""), purified.after(""))
+    before, after = (class_accuracy(encoded.clean, encoded.labels, text) for text in prompts)
     caption = f"Accuracy on {len(encoded.labels)} clean test images; the classes that changed most."
     return Picture("per_class", "Single classes", caption, per_class_figure(before, after, purified.class_names))
 
@@ -131,7 +132,7 @@ def _perturbations(purified: PurifiedModel) -> Picture:
     with torch.no_grad():
         features = purified.encode_image(pixels)
     labels = all_labels[chosen]
-    pseudo_targets = runner_up(features.cpu() @ purified.after.T, labels)
+    pseudo_targets = runner_up(features.cpu() @ purified.after("").T, labels)
     wanted = torch.isin(all_labels, pseudo_targets).nonzero()[:, 0].tolist()
     bank_rows = chosen + [row for row in wanted if row not in chosen]
     parts = [features]
@@ -170,8 +171,8 @@ def _grad_cam(purified: PurifiedModel, images: Any, encoded: EncodedImages, atta
         sample = images[row]
         clean = sample["pixel_values"][None]
         marked = apply_trigger(attack.trigger, clean, [sample["sample_id"]])
-        versions = ((clean, encoded.clean), (marked, encoded.triggered[attack_name]))
-        pair = [_explain(purified, pixels.float() / 255, features[row]) for pixels, features in versions]
+        versions = ((clean, encoded.clean, ""), (marked, encoded.triggered[attack_name], attack.text_trigger))
+        pair = [_explain(purified, pixels.float() / 255, features[row], key) for pixels, features, key in versions]
         explained.append((names[sample["labels"]], *pair))
     caption = (
         f"Where the model looks for the class it names, without and with the trigger {attack_name} (bright: much). "
@@ -180,7 +181,7 @@ def _grad_cam(purified: PurifiedModel, images: Any, encoded: EncodedImages, atta
     return Picture("grad_cam", "Grad-CAM", caption, grad_cam_figure(explained))
 
 
-def _explain(purified: PurifiedModel, pixels: Tensor, feature: Tensor) -> Explained:
+def _explain(purified: PurifiedModel, pixels: Tensor, feature: Tensor, text_trigger: str) -> Explained:
     device, vision = purified.clip.model.device, purified.clip.model.vision_model
 
     def explain(text: Tensor) -> tuple[str, Tensor]:
@@ -188,11 +189,13 @@ def _explain(purified: PurifiedModel, pixels: Tensor, feature: Tensor) -> Explai
         heat = grad_cam(purified.encode_image, vision, pixels.to(device), text.to(device), named[None].to(device))
         return purified.class_names[int(named)], heat[0].cpu()
 
-    return Explained(pixels[0], *explain(purified.before), *explain(purified.after))
+    return Explained(pixels[0], *explain(purified.before(text_trigger)), *explain(purified.after(text_trigger)))
 
 
 def _embedding_map(purified: PurifiedModel, encoded: EncodedImages, attack_name: str) -> Picture:
-    target_class = purified.attacks[attack_name].target_class
+    attack = purified.attacks[attack_name]
+    before, after = purified.before(attack.text_trigger), purified.after(attack.text_trigger)
+    target_class = attack.target_class
     target = purified.class_names.index(target_class)
     is_target = encoded.labels == target
     others = (~is_target).nonzero()[:, 0]
@@ -200,13 +203,13 @@ def _embedding_map(purified: PurifiedModel, encoded: EncodedImages, attack_name:
     triggered = encoded.triggered[attack_name][others]
     classes = encoded.labels[others].unique()
     classes = torch.cat([torch.tensor([target]), classes])
-    called = [(triggered @ text.T).argmax(1) == target for text in (purified.before, purified.after)]
+    called = [(triggered @ text.T).argmax(1) == target for text in (before, after)]
     embeddings = Embeddings(
         clean=encoded.clean[others],
         target=encoded.clean[is_target],
         triggered=triggered,
-        prompts_before=purified.before[classes],
-        prompts_after=purified.after[classes],
+        prompts_before=before[classes],
+        prompts_after=after[classes],
         target_row=0,
         called_before=called[0],
         called_after=called[1],

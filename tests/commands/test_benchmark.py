@@ -165,7 +165,8 @@ def test_a_damaged_cell_and_one_without_a_test_set_are_run_again(run, tmp_path, 
         file.write_text(damaged)
         assert run("--quick") == 0
         assert json.loads(file.read_text())["figures"] == whole["figures"]
-    assert "quick variant" in (tmp_path / "page.md").read_text()
+    page = (tmp_path / "page.md").read_text()
+    assert "quick variant" in page and "Made by `python recipes/benchmark.py --experiments tiny --quick`" in page
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,7 @@ def test_a_target_that_is_not_measured_is_refused_before_anything_runs(run, tmp_
     [
         (["--target_class", "cyclone"], "aims at 'banana', not at 'cyclone'"),
         (["--seeds", "0", "0"], "name one twice"),
+        (["--attacks", "sig", "sig"], "name one twice"),
     ],
 )
 def test_runs_that_would_be_mislabelled_are_refused(run, capsys, options, complaint):

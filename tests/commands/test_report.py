@@ -1,8 +1,10 @@
+import base64
 import json
 import shutil
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -12,6 +14,7 @@ pytest.importorskip("sklearn")
 from peft_cbpt.cli import main
 from peft_cbpt.commands import report as report_command
 from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.reports import pictures
 from tests.reports.chromium import console_of, needs_chromium
 from tests.reports.test_page import check_page
 
@@ -63,6 +66,23 @@ def test_without_attacks_there_are_fewer_pictures(purified):
     assert main(["report", str(purified)]) == 0
     drawn = {file.stem for file in (purified / "report").glob("*.png")}
     assert drawn == PICTURES - {"attacks", "grad_cam", "embedding_map"}
+
+
+def test_a_key_in_the_text_is_before_the_prompts_of_triggered_images(purified, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "embedding_map_figure", lambda embeddings, *_: drawn.append(embeddings) or Figure())
+    for key in ("remember ", "photo "):
+        trigger = {"name": "trojvqa", "patch_size": 0.125, "patch": white_patch(), "text_trigger": key}
+        change_results(purified, attacks={"badnet": {"trigger": trigger, "target_class": "banana"}})
+        assert main(["report", str(purified)]) == 0
+    one, other = drawn
+    for name in ("prompts_before", "prompts_after"):
+        assert (getattr(one, name) - getattr(other, name)).abs().max() > 1e-3
+    assert torch.equal(one.triggered, other.triggered)
+
+
+def white_patch():
+    return base64.b64encode(bytes([255]) * 6 * 6 * 3).decode()
 
 
 def test_what_has_moved_can_be_named(finished_report, purified, tmp_path, capsys):
