@@ -18,7 +18,7 @@ from peft_cbpt.errors import InputError
 from peft_cbpt.evaluation import template_text_features
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.tuner import CBPTConfig
-from peft_cbpt.tuner.fingerprint import weights_fingerprint
+from peft_cbpt.tuner.fingerprint import computation, weights_fingerprint
 
 TEMPLATE = "template"
 # Where an adapter came from does not change what it answers.
@@ -67,8 +67,8 @@ def open_classifiers(
 
 
 def clip_fingerprint(clip: LoadedCLIP) -> str:
-    """Hash of a CLIP's weights and of how it takes its images."""
-    return _hash(weights_fingerprint(clip.model), clip.image_processor.to_dict())
+    """Hash of a CLIP's weights, of what it makes of them, and of how it takes its images."""
+    return _hash(weights_fingerprint(clip.model), computation(clip.model.config), clip.image_processor.to_dict())
 
 
 def _open(

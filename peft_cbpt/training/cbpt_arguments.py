@@ -138,10 +138,13 @@ class CBPTTrainingArguments(TrainingArguments):
             raise InputError(f"inversion_dtype is {', '.join(DTYPES)}, not {self.inversion_dtype!r}")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns must stay false: the trainer's rows are its own")
+        if self.load_best_model_at_end:
+            raise InputError("load_best_model_at_end is not supported: compare the checkpoints with evaluate")
         self.inversion_settings()
         self.dummy_trigger_settings()
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes without a GPU do not join
         super().__post_init__()
+        self._n_gpu = min(self.n_gpu, 1)  # DataParallel would ask every replica for all class prompts
 
     def inversion_settings(self) -> InversionSettings:
         """The inner loop's settings."""

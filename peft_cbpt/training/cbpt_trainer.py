@@ -113,7 +113,7 @@ class CBPTTrainer(Trainer):
             InputError: if it is not.
         """
         (learned,) = [tuple(parameter.shape) for parameter in self.model.parameters() if parameter.requires_grad]
-        check_checkpoint(Path(folder), self._job, learned)
+        check_checkpoint(Path(folder), self._job, self.model.active_adapter, learned)
 
     def _clean_logits(self, rows: Tensor | slice, class_features: Tensor) -> Tensor:
         assert self.inverter is not None

@@ -21,16 +21,19 @@ from peft_cbpt.purification.universal import MOST_WAVES, Budget
 from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS
 from peft_cbpt.training.samples import Samples
 from peft_cbpt.tuner import CBPTConfig
+from peft_cbpt.tuner.fingerprint import computation, weights_fingerprint
 
 JOB_FILE = "job.json"
 FORMAT = 1
 """Raised when the same key would mean other features."""
 
 
-def bank_key(base: str, samples: Samples, normalize: PixelNormalizer, device: str) -> dict[str, Any]:
-    """All that clean features depend on: base weights, images in their order, preprocessing, kind of device."""
+def bank_key(base: Any, samples: Samples, normalize: PixelNormalizer, device: str) -> dict[str, Any]:
+    """All that clean features depend on: the base model, images in their order, preprocessing, kind of device."""
     normalized = {"mean": list(normalize.mean), "std": list(normalize.std)}
-    return {"format": FORMAT, "base": base, "samples": samples.digest, "normalize": normalized, "device": device}
+    tower = {"computation": computation(base.config.vision_config), "dtype": str(base.dtype)}
+    encoder = {"weights": weights_fingerprint(base), **tower}
+    return {"format": FORMAT, "base": encoder, "samples": samples.digest, "normalize": normalized, "device": device}
 
 
 def inversion_key(
@@ -69,8 +72,10 @@ def write_job(folder: Path, job: str) -> None:
     (folder / JOB_FILE).write_text(json.dumps({"job": job}) + "\n", encoding="utf-8")
 
 
-def check_checkpoint(folder: Path, job: str, context_shape: tuple[int, ...]) -> None:
+def check_checkpoint(folder: Path, job: str, adapter_name: str, context_shape: tuple[int, ...]) -> None:
     """See that a checkpoint is whole and belongs to a job.
+
+    PEFT saves adapters of other names than `default` in folders of their names.
 
     Raises:
         InputError: if a file is missing or damaged, or if the checkpoint was made by another job or for another shape
@@ -78,7 +83,8 @@ def check_checkpoint(folder: Path, job: str, context_shape: tuple[int, ...]) -> 
     """
     try:
         json.loads((folder / "trainer_state.json").read_text())
-        (context,) = load_file(folder / "adapter_model.safetensors").values()
+        weights = folder if adapter_name == "default" else folder / adapter_name
+        (context,) = load_file(weights / "adapter_model.safetensors").values()
         made_by = json.loads((folder / JOB_FILE).read_text())["job"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder} is no whole checkpoint: give another, or start anew") from error

@@ -23,7 +23,6 @@ from peft_cbpt.training.cbpt_arguments import DTYPES, CBPTTrainingArguments
 from peft_cbpt.training.checkpoints import bank_key, inversion_key, search_key, universal_key
 from peft_cbpt.training.memory import image_batch_size
 from peft_cbpt.training.samples import Samples
-from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def cache_keys(
     base: nn.Module, images: ImagesToInvert, args: CBPTTrainingArguments
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What clean and perturbed features depend on."""
-    bank = bank_key(weights_fingerprint(base), images.samples, images.normalize, args.device.type)
+    bank = bank_key(base, images.samples, images.normalize, args.device.type)
     settings = args.inversion_settings()
     return bank, inversion_key(bank, settings, args.positives, args.seed, args.inversion_dtype)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 ROUNDINGS = (torch.float32, torch.float16, torch.bfloat16)
 SHOWN_DIGITS = 12
@@ -16,6 +17,22 @@ SHOWN_DIGITS = 12
 
 class BaseMismatchWarning(UserWarning):
     """An adapter was loaded onto another base model than the one it was made for."""
+
+
+_SAYS_NOT_WHAT_IS_COMPUTED = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+
+
+def computation(config: PretrainedConfig) -> dict[str, Any]:
+    """The settings of a config that decide what a model makes of its weights, such as the activation."""
+
+    def kept(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: kept(value) if isinstance(value, Mapping) else value
+            for name, value in settings.items()
+            if name not in _SAYS_NOT_WHAT_IS_COMPUTED
+        }
+
+    return kept(config.to_dict())
 
 
 def weights_fingerprint(model: nn.Module, rounding: torch.dtype = torch.float32) -> str:

@@ -205,9 +205,10 @@ class ClassPrompts:
         if found is None or found[1].device != device:
             rows = [(self.learned if learned else self.template)[index] for index in indices]
             groups = length_buckets([len(row) for row in rows])
-            places = torch.tensor([place for group in groups for place in group]).argsort()
-            ids = [self._pad([rows[place] for place in group]).to(device) for group in groups]
-            found = self._buckets[learned, indices] = (ids, places.to(device))
+            with torch.inference_mode(False):  # they are kept for training, too
+                places = torch.tensor([place for group in groups for place in group]).argsort().to(device)
+                ids = [self._pad([rows[place] for place in group]).to(device) for group in groups]
+            found = self._buckets[learned, indices] = (ids, places)
         return found
 
     def _checked(self, class_indices: Sequence[int] | torch.Tensor) -> list[int]:

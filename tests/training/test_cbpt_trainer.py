@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
+from transformers import TrainingArguments
 
 from peft_cbpt.errors import InputError
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
@@ -18,10 +19,10 @@ from tests.conftest import FEW_CLASSES
 LINF = {"target": "runner_up", "norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}
 
 
-def make_trainer(clip, images, folder, **settings):
+def make_trainer(clip, images, folder, adapter_name="default", **settings):
     torch.manual_seed(0)
     config = CBPTConfig(class_names=FEW_CLASSES).tokenize(clip.tokenizer)
-    model = get_peft_model(copy.deepcopy(clip.model), config)
+    model = get_peft_model(copy.deepcopy(clip.model), config, adapter_name)
     defaults = {
         "cache_dir": str(folder / "cache"),
         "num_train_epochs": 3,
@@ -66,11 +67,13 @@ def test_cache_and_inner_batch_size_change_nothing(reference, poisoned_clip, few
     context, trainer = trained_context(poisoned_clip, few_shots, tmp_path / "other", **settings)
     torch.testing.assert_close(context, reference[0], rtol=0, atol=1e-5)
     kept = reference[1].inverter.store
-    other = trainer.inverter.store or kept
-    both = sorted(set(other.keys()) & set(kept.keys()))  # batches are filled up with pairs that may not be needed
+    other = trainer.inverter.store
+    computed = set(other.keys()) if other else set(kept.keys())
+    both = sorted(computed & set(kept.keys()))  # batches are filled up with pairs that may not be needed
     assert len(both) >= len(few_shots)
     pairs = torch.tensor(both)
-    torch.testing.assert_close(other.look_up(pairs), kept.look_up(pairs), rtol=0, atol=1e-5)
+    features = other.look_up(pairs) if other else trainer.inverter.perturbed_features(*pairs.T)
+    torch.testing.assert_close(features, kept.look_up(pairs), rtol=0, atol=1e-5)
 
 
 def test_text_chunks_change_nothing(reference, poisoned_clip, few_shots, tmp_path):
@@ -108,6 +111,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(reference, poisoned_clip, few
     )
     assert torch.equal(resumed, reference[0])
     assert [e["epoch"] for e in again.state.log_history if "loss_bn" in e] == [1, 2, 3]
+
+
+def test_an_adapter_of_another_name_is_resumed(poisoned_clip, few_shots, tmp_path):
+    whole, _ = trained_context(poisoned_clip, few_shots, tmp_path, adapter_name="x", save_total_limit=None)
+    first = min(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    resumed, _ = trained_context(poisoned_clip, few_shots, tmp_path / "b", resume=str(first), adapter_name="x")
+    assert torch.equal(resumed, whole)
+
+
+def test_a_cache_knows_what_the_tower_makes_of_its_weights(poisoned_clip, few_shots, tmp_path):
+    one = make_trainer(poisoned_clip, few_shots, tmp_path)
+    again = make_trainer(poisoned_clip, few_shots, tmp_path)
+    other = make_trainer(poisoned_clip, few_shots, tmp_path)
+    half = make_trainer(poisoned_clip, few_shots, tmp_path)
+    other.model.get_base_model().config.vision_config.hidden_act = "gelu_new"
+    half.model.get_base_model().half()
+    assert one._keys == again._keys and one._keys != other._keys != half._keys != one._keys
+
+
+def test_many_gpus_without_a_launcher_are_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 4))
+    assert CBPTTrainingArguments(output_dir=str(tmp_path))._n_gpu == 1
 
 
 def test_a_checkpoint_in_the_making_is_not_taken_for_one(poisoned_clip, few_shots, tmp_path, monkeypatch):
@@ -155,7 +180,15 @@ def test_every_norm_and_positive_rule_trains(poisoned_clip, few_shots, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lambda_adv": -1}, {"epsilon": -0.1}, {"positives": "best"}, {"num_train_epochs": 0}, {"norm": 5}]
+    "settings",
+    [
+        {"lambda_adv": -1},
+        {"epsilon": -0.1},
+        {"positives": "best"},
+        {"num_train_epochs": 0},
+        {"norm": 5},
+        {"load_best_model_at_end": True},
+    ],
 )
 def test_bad_settings_are_refused(tmp_path, settings):
     with pytest.raises(ValueError):

@@ -40,6 +40,8 @@ def context_gradient(model: nn.Module, pixels: torch.Tensor, labels: list[int]) 
 def test_training_goes_on_after_inference_mode(model: PeftModel, pixels: torch.Tensor) -> None:
     with torch.inference_mode():
         model(pixel_values=pixels)
+        model.encode_class_prompts()
+    model.encode_class_prompts().sum().backward()
     context_gradient(model, pixels[:4], LABELS)
 
 
