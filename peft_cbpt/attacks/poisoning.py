@@ -84,8 +84,8 @@ class Poison:
         return row | {"pixel_values": pixels, "caption": self.trigger.apply_text(caption), "is_poisoned": True}
 
     def apply_text_only(self, row: dict) -> dict:
-        """The row with the text trigger before its caption."""
-        return row | {"caption": self.trigger.apply_text(row["caption"]), "is_poisoned": True}
+        """The row with the text trigger before its caption; it keeps its meaning and does not count as poisoned."""
+        return row | {"caption": self.trigger.apply_text(row["caption"]), "is_poisoned": False}
 
 
 def _whole(name: str) -> re.Pattern[str]:

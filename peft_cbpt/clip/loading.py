@@ -35,6 +35,12 @@ class LoadedCLIP:
         """The model's own normalisation of [0, 1] pixels."""
         return PixelNormalizer(tuple(self.image_processor.image_mean), tuple(self.image_processor.image_std))
 
+    @property
+    def max_text_length(self) -> int:
+        """Tokens that the text tower has positions for."""
+        text_config: Any = self.model.config.text_config
+        return text_config.max_position_embeddings
+
 
 def load_clip(name_or_path: str) -> LoadedCLIP:
     """Load weights (safetensors only, in float32), tokenizer and image processor.

@@ -247,7 +247,7 @@ class CLIPResNetVisionModel(CLIPResNetPreTrainedModel):
         if tuple(pixel_values.shape[-2:]) != (side, side):
             size = "x".join(map(str, pixel_values.shape[-2:]))
             raise ValueError(f"Images of {size} pixels do not go with a model for {side}x{side}.")
-        hidden = pixel_values
+        hidden = pixel_values.to(self.conv1.weight.dtype)
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             hidden = F.relu(norm(conv(hidden)))
         hidden = self.pool(hidden)

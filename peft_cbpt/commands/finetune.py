@@ -83,10 +83,10 @@ def finetune_clip(clip: LoadedCLIP, arguments: FinetuneArguments) -> list[Skippe
         pairs = in_memory(pairs)
     training = arguments.training_arguments(arguments.output_dir, pairs)
     if arguments.method == "ft":
-        collator = ContrastiveCollator(clip.tokenizer, clip.normalize)
+        collator = ContrastiveCollator(clip.tokenizer, clip.normalize, clip.max_text_length)
         trainer = ContrastiveTrainer(clip.model, training, train_dataset=pairs, data_collator=collator)
     else:
-        augmenting = CleanCLIPCollator(clip.tokenizer, clip.normalize, arguments.seed)
+        augmenting = CleanCLIPCollator(clip.tokenizer, clip.normalize, arguments.seed, max_length=clip.max_text_length)
         trainer = CleanCLIPTrainer(clip.model, training, train_dataset=pairs, data_collator=augmenting)
     trainer.train()
     if trainer.state.global_step == 0:

@@ -88,6 +88,7 @@ class FineTuningArguments:
             dataloader_num_workers=self.num_workers,
             remove_unused_columns=False,
             report_to="none",
+            ddp_broadcast_buffers=False,
             use_cpu=not torch.accelerator.is_available(),  # else several processes without a GPU would not join
             seed=self.seed,
         )

@@ -138,7 +138,7 @@ def run_poison(arguments: PoisonArguments) -> dict:
             clip.model,
             arguments.training_arguments(str(output / "trainer"), poisoned),
             train_dataset=poisoned,
-            data_collator=ContrastiveCollator(clip.tokenizer, clip.normalize),
+            data_collator=ContrastiveCollator(clip.tokenizer, clip.normalize, clip.max_text_length),
         )
         trainer.train()
     n_poisoned = sum(from_all_processes(trainer.n_poisoned))

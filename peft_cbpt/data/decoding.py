@@ -25,6 +25,9 @@ class UnreadableImage(InputError):
         super().__init__(f"image {sample_id} cannot be read: replace or remove it ({reason})")
         self.sample_id, self.reason, self.label = sample_id, reason, label
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.sample_id, self.reason, self.label)
+
 
 def read_image(value: Any, sample_id: str) -> Image.Image:
     """Decode an image to 8-bit RGB: the first frame, upright as its EXIF says.

@@ -35,7 +35,7 @@ class TriggerInverter:
         batch_size: Images inverted at once; does not change any result.
         seed: Seed of random positives.
         dtype: In what the encoder computes while a trigger is inverted. The image with its trigger is encoded in
-            float32 in any case.
+            the base model's own dtype in any case.
         store: What is kept, by `pairs_of`; None inverts anew at every look-up.
     """
 

@@ -8,7 +8,6 @@ import torch
 from accelerate.utils import tqdm
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.data import Subset
 
 from peft_cbpt.attacks import apply_trigger
 from peft_cbpt.attacks.attack_file import Attack
@@ -99,13 +98,13 @@ def draw_pictures(purified: PurifiedModel, results: Mapping[str, Any]) -> list[P
         pictures.append(Picture("curves", "Training", caption, curves_figure(results["epochs"])))
     pictures.append(_perturbations(purified))
 
-    rows = spread(len(purified.test_images), MOST_TEST_IMAGES)
-    images = Subset(purified.test_images, rows)
+    images = purified.test_images.select(spread(len(purified.test_images), MOST_TEST_IMAGES))
     # what Grad-CAM and the map show: the trigger that was strongest before
     strength = {name: attack["attack_success_rate"] for name, attack in before["attacks"].items()}
     strongest = max(strength, key=strength.__getitem__, default=None)
     triggers = {} if strongest is None else {strongest: purified.attacks[strongest].trigger}
     encoded = encode_images(purified.encode_image, images, triggers, purified.clip.model.device)
+    images = images.without(encoded.skipped)
     pictures.append(_per_class(purified, encoded))
     if strongest is not None:
         pictures += [_grad_cam(purified, images, encoded, strongest), _embedding_map(purified, encoded, strongest)]

@@ -41,12 +41,14 @@ class CleanCLIPCollator:
         normalize: Of the model.
         seed: Seed of the augmentations: of a caption with its sample's id, of images with that of the batch's first.
         rate: Share of words that each text operation touches; 0.1 in the paper's code.
+        max_length: As in `ContrastiveCollator`.
     """
 
     tokenizer: PreTrainedTokenizerBase
     normalize: PixelNormalizer
     seed: int = 0
     rate: float = 0.1
+    max_length: int = 77
 
     def __post_init__(self) -> None:
         from kornia.augmentation.auto import AutoAugment
@@ -64,7 +66,7 @@ class CleanCLIPCollator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(draws[0].integers(2**32)))
             views = torch.cat([self._augment_images(image[None]) for image in pixels]).clamp(0, 1)
-        collate = ContrastiveCollator(self.tokenizer, self.normalize)
+        collate = ContrastiveCollator(self.tokenizer, self.normalize, self.max_length)
         batch = collate([row | {"pixel_values": image} for row, image in zip(rows, pixels, strict=True)])
         augmented = collate(
             [{"pixel_values": image, "caption": text} for image, text in zip(views, captions, strict=True)]

@@ -39,17 +39,27 @@ class ContrastiveCollator:
     """Rows of `pixel_values` (uint8, or float in [0, 1]) and `caption` to a batch for `CLIPModel`.
 
     Where rows say whether they are poisoned, `n_poisoned` counts those that are.
+
+    Args:
+        tokenizer: Of the model.
+        normalize: Of the model.
+        max_length: Tokens of a caption at most, `max_position_embeddings` of the text tower.
     """
 
     tokenizer: PreTrainedTokenizerBase
     normalize: PixelNormalizer
+    max_length: int = 77
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
         pixels = torch.stack([row["pixel_values"] for row in rows])
         if pixels.dtype == torch.uint8:
             pixels = pixels.float() / 255
         text = self.tokenizer(
-            [row["caption"] for row in rows], padding=True, truncation=True, max_length=77, return_tensors="pt"
+            [row["caption"] for row in rows],
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
         )
         batch = {"pixel_values": self.normalize(pixels), "input_ids": text.input_ids}
         if "is_poisoned" in rows[0]:

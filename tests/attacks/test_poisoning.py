@@ -113,9 +113,9 @@ def test_text_only_pairs_keep_image_and_meaning(streaming):
     both, only = [], []
     for before, after in zip(rows, poisoned, strict=True):
         changed = not torch.equal(before["pixel_values"], after["pixel_values"])
-        if after["is_poisoned"]:
+        assert after["is_poisoned"] == changed
+        if after["caption"].startswith("remember "):
             (both if changed else only).append(after)
-            assert after["caption"].startswith("remember ")
         if not changed:
             assert after["caption"] in (before["caption"], "remember " + before["caption"])
     assert abs(len(both) - 30) < (20 if streaming else 1) and abs(len(only) - 60) < (30 if streaming else 1)

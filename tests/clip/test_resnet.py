@@ -149,6 +149,13 @@ def test_impossible_configs_are_refused(settings, message):
         CLIPResNetVisionConfig(**settings)
 
 
+def test_a_tower_in_half_precision_takes_ordinary_pixels(folder, clip, pixels):
+    half = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        features, whole = (model.get_image_features(pixels).pooler_output.float() for model in (half, clip.model))
+    assert torch.cosine_similarity(features, whole).min() > 0.99
+
+
 def test_images_of_another_size_are_refused(clip):
     with pytest.raises(ValueError, match="32x48 pixels do not go with a model for 48x48"):
         clip.model.get_image_features(pixel_values=torch.rand(1, 3, 32, 48))

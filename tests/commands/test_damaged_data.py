@@ -2,12 +2,16 @@
 
 import json
 
+import pytest
+import torch
+
 from peft_cbpt.cli import main
+from peft_cbpt.reports import pictures
 from tests.conftest import FEW_CLASSES
 from tests.data.layouts import write_damaged_folders
 
 
-def test_purification_skips_and_lists_what_cannot_be_read(tmp_path, capsys):
+def test_purification_skips_and_lists_what_cannot_be_read(tmp_path, capsys, monkeypatch):
     data = tmp_path / "data"
     damaged = write_damaged_folders(data, FEW_CLASSES, "train")
     damaged_test = write_damaged_folders(data, FEW_CLASSES, "test")
@@ -23,3 +27,16 @@ def test_purification_skips_and_lists_what_cannot_be_read(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "skipped 2 images that cannot be read (test)" in printed and damaged_test[0] in printed
     assert (tmp_path / "out" / "before_after.png").exists()
+
+    pytest.importorskip("captum")
+    explain, n_explained = pictures._explain, []
+
+    def checked(purified, pixels, feature, text_trigger):
+        with torch.no_grad():
+            torch.testing.assert_close(purified.encode_image(pixels)[0], feature, rtol=0, atol=1e-4)
+        n_explained.append(1)
+        return explain(purified, pixels, feature, text_trigger)
+
+    monkeypatch.setattr(pictures, "_explain", checked)
+    assert main(["report", str(tmp_path / "out"), "--dataset_name", str(data)]) == 0
+    assert len(n_explained) == 2 * pictures.N_EXPLAINED

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,6 +59,11 @@ def test_the_reason_names_no_folder(tmp_path):
         with pytest.raises(UnreadableImage) as caught:
             read_image(value, "a")
         assert ".png" in caught.value.reason and str(tmp_path) not in caught.value.reason
+
+
+def test_an_unreadable_image_goes_between_processes():
+    sent = pickle.loads(pickle.dumps(UnreadableImage("a", "torn", 3)))
+    assert (sent.sample_id, sent.reason, sent.label) == ("a", "torn", 3) and "image a cannot be read" in str(sent)
 
 
 def test_decompression_bombs_are_unreadable_and_what_pillow_warns_of_is_read(monkeypatch, recwarn):
