@@ -113,7 +113,8 @@ class CBPTTrainer(Trainer):
             InputError: if it is not.
         """
         (learned,) = [tuple(parameter.shape) for parameter in self.model.parameters() if parameter.requires_grad]
-        check_checkpoint(Path(folder), self._job, self.model.active_adapter, learned)
+        adapter_name: Any = self.model.active_adapter
+        check_checkpoint(Path(folder), self._job, adapter_name, learned)
 
     def _clean_logits(self, rows: Tensor | slice, class_features: Tensor) -> Tensor:
         assert self.inverter is not None
