@@ -20,12 +20,12 @@ from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.clip.reference import image_features, text_features
 from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel
 from peft_cbpt.errors import InputError
+from peft_cbpt.tuner.base import LEGACY_EOS_TOKEN_ID
 
 OPENAI_FILE = "openai_state_dict.safetensors"
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 DEFAULT_ACTIVATION = "quick_gelu"
-LEGACY_EOS_TOKEN_ID = 2
 TOLERANCE = 1e-4
 
 

@@ -24,32 +24,17 @@ def few_shot_order(labels: Sequence[int], sample_ids: Sequence[str], seed: int) 
     return rows_of
 
 
-def few_shot_rows(
-    labels: Sequence[int], sample_ids: Sequence[str], num_shots: int, seed: int, class_names: Sequence[str]
-) -> list[int]:
-    """The rows of a seeded choice of `num_shots` images of every class.
-
-    Raises:
-        InputError: if `num_shots` is below 1 or a class has fewer images.
-    """
-    _check(num_shots)
-    order = few_shot_order(labels, sample_ids, seed)
-    for label, rows in order.items():
-        if len(rows) < num_shots:
-            raise _too_few(num_shots, class_names[label], len(rows))
-    return [row for rows in order.values() for row in rows[:num_shots]]
-
-
 def sample_few_shots(pool: LabelledImages, num_shots: int, seed: int) -> tuple[LabelledImages, list[Skipped]]:
     """`num_shots` images of every class that can be read, grouped by class, and those passed over.
 
-    The place of an image that cannot be read is taken by the next of its class in the order of `few_shot_order`, so
-    without damaged images this is the choice of `few_shot_rows`.
+    They are the first in the order of `few_shot_order`; the place of an image that cannot be read is taken by the next of
+    its class.
 
     Raises:
         InputError: if `num_shots` is below 1 or a class has fewer images that can be read.
     """
-    _check(num_shots)
+    if num_shots < 1:
+        raise InputError(f"num_shots must be at least 1, it is {num_shots}")
     class_names = pool.dataset.features["label"].names
     order = few_shot_order(list(pool.dataset["label"]), list(pool.dataset["sample_id"]), seed)
     chosen: list[int] = []
@@ -72,11 +57,6 @@ def sample_few_shots(pool: LabelledImages, num_shots: int, seed: int) -> tuple[L
         chosen += found
         skipped += [Skipped(error.sample_id, error.reason, label) for error in unreadable]
     return pool.select(chosen), skipped
-
-
-def _check(num_shots: int) -> None:
-    if num_shots < 1:
-        raise InputError(f"num_shots must be at least 1, it is {num_shots}")
 
 
 def _too_few(num_shots: int, class_name: str, found: int) -> InputError:

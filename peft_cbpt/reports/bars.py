@@ -23,16 +23,22 @@ def summary_figure(before: Measurement, after: Measurement) -> Figure:
             groups.append((title + several, means))
     figure = new_figure(1.8 + 1.9 * len(groups), 3.6)
     axes = figure.subplots()
-    for offset, moment, colour, label in ((-0.2, 0, BEFORE, "before"), (0.2, 1, AFTER, "after")):
-        places = [place + offset for place in range(len(groups))]
-        bars = axes.bar(places, [100 * values[moment] for _, values in groups], 0.38, color=colour, label=label)
-        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
-    axes.set_xticks(range(len(groups)), [title for title, _ in groups])
+    moments = [[values[moment] for _, values in groups] for moment in (0, 1)]
+    before_after_bars(axes, [title for title, _ in groups], *moments)
     axes.set_ylim(0, 110)
-    axes.set_ylabel("%")
-    plain_spines(axes)
     figure.legend(frameon=False, ncols=2, loc="outside upper center")
     return figure
+
+
+def before_after_bars(axes: Axes, labels: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
+    """Two bars for each label, of shares in [0, 1], with their figures in per cent."""
+    for offset, values, colour, name in ((-0.2, before, BEFORE, "before"), (0.2, after, AFTER, "after")):
+        places = [place + offset for place in range(len(labels))]
+        bars = axes.bar(places, [100 * value for value in values], 0.38, color=colour, label=name)
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
+    axes.set_xticks(range(len(labels)), labels, fontsize=9)
+    axes.set_ylabel("%")
+    plain_spines(axes)
 
 
 def attacks_figure(before: Measurement, after: Measurement, targets: Mapping[str, str]) -> Figure:

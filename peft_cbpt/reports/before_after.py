@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from peft_cbpt.attacks import apply_trigger
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.evaluation import EncodedImages, accuracy, attack_result
+from peft_cbpt.reports.bars import before_after_bars
 from peft_cbpt.reports.style import AFTER, BEFORE, new_figure, png_bytes, write_bytes
 
 PICTURE_FILE = "before_after.png"
@@ -17,14 +18,8 @@ N_EXAMPLES = 4
 
 
 def _bars(axes: Axes, labels: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
-    for offset, values, colour, name in ((-0.2, before, BEFORE, "before"), (0.2, after, AFTER, "after")):
-        places = [place + offset for place in range(len(labels))]
-        bars = axes.bar(places, [100 * value for value in values], 0.38, color=colour, label=name)
-        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
-    axes.set_xticks(range(len(labels)), labels, fontsize=9)
+    before_after_bars(axes, labels, before, after)
     axes.set_ylim(0, 118)
-    axes.set_ylabel("%")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.12), fontsize=9)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from peft_cbpt.data.few_shot import few_shot_order, few_shot_rows, sample_few_shots
+from peft_cbpt.data.few_shot import few_shot_order, sample_few_shots
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.dataset import pocket_dataset
@@ -13,33 +13,32 @@ NAMES = ["dog", "banana", "pizza"]
 def test_few_shots_do_not_depend_on_order():
     dataset = pocket_dataset("base", "train", 8, NAMES)
     labels, ids = dataset["label"], dataset["sample_id"]
-    chosen = few_shot_rows(labels, ids, 3, 0, NAMES)
+    found = few_shot_order(labels, ids, 0)
     order = np.random.default_rng(0).permutation(len(ids))
-    shuffled = few_shot_rows([labels[i] for i in order], [ids[i] for i in order], 3, 0, NAMES)
-    assert {ids[row] for row in chosen} == {ids[order[row]] for row in shuffled}
-    assert [labels[row] for row in chosen] == [0] * 3 + [1] * 3 + [2] * 3
-    assert {ids[row] for row in chosen} != {ids[row] for row in few_shot_rows(labels, ids, 3, 1, NAMES)}
+    shuffled = few_shot_order([labels[i] for i in order], [ids[i] for i in order], 0)
+    assert found == {label: [order[row] for row in rows] for label, rows in shuffled.items()}
+    assert all(labels[row] == label for label, rows in found.items() for row in rows)
+    assert found != few_shot_order(labels, ids, 1)
 
 
 def test_the_choice_is_the_same_on_every_machine():
     """Written down once; a change of the rule would change everybody's shots."""
-    rows = few_shot_rows([0] * 6 + [1] * 6, [f"base/train/x/{i}" for i in range(12)], 2, 7, ["a", "b"])
-    assert rows == [0, 4, 9, 6]
+    found = few_shot_order([0] * 6 + [1] * 6, [f"base/train/x/{i}" for i in range(12)], 7)
+    assert [rows[:2] for rows in found.values()] == [[0, 4], [9, 6]]
 
 
-def test_readable_images_give_the_plain_choice(poisoned_clip):
+def test_readable_images_give_the_first_of_the_order(poisoned_clip):
     dataset = pocket_dataset("base", "train", 8, NAMES)
     pool = LabelledImages(dataset, poisoned_clip.image_processor)
     shots, skipped = sample_few_shots(pool, 3, seed=0)
-    plain = few_shot_rows(dataset["label"], dataset["sample_id"], 3, 0, NAMES)
-    assert shots.dataset["sample_id"] == [dataset["sample_id"][row] for row in plain] and not skipped
+    order = few_shot_order(dataset["label"], dataset["sample_id"], 0)
+    first = [dataset["sample_id"][row] for rows in order.values() for row in rows[:3]]
+    assert shots.dataset["sample_id"] == first and not skipped
 
 
 @pytest.mark.parametrize("shots, message", [(0, "at least 1"), (9, "only 8 images")])
 def test_impossible_shots_are_refused(shots, message, poisoned_clip):
     dataset = pocket_dataset("base", "train", 8, NAMES)
-    with pytest.raises(InputError, match=message):
-        few_shot_rows(dataset["label"], dataset["sample_id"], shots, 0, NAMES)
     with pytest.raises(InputError, match=message):
         sample_few_shots(LabelledImages(dataset, poisoned_clip.image_processor), shots, 0)
 
