@@ -27,8 +27,8 @@ def few_shot_order(labels: Sequence[int], sample_ids: Sequence[str], seed: int) 
 def sample_few_shots(pool: LabelledImages, num_shots: int, seed: int) -> tuple[LabelledImages, list[Skipped]]:
     """`num_shots` images of every class that can be read, grouped by class, and those passed over.
 
-    They are the first in the order of `few_shot_order`; the next of its class takes the place of an image that cannot be
-    read.
+    They are the first in the order of `few_shot_order`; where an image cannot be read, the next of its class takes its
+    place.
 
     Raises:
         InputError: if `num_shots` is below 1 or a class has fewer images that can be read.
