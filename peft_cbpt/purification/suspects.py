@@ -8,22 +8,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Evidence = Literal["collapse", "pattern", "words", "alignment"]
+Evidence = Literal["collapse", "pattern", "words"]
 EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
 
-MAD_TO_STD = 1.4826
 REACHED = 0.76
 """`reach` from which a name is a suspect."""
 REACHED_BY_PATTERN = 0.66
 """The same for coarse patterns, which bring clean CLIPs less near to any name."""
 REACHED_AFTER_WORD = 0.85
 """The same for a name with a word before it, which brings any name nearer."""
-MISALIGNED = -3.0
-"""`misalignment` from which the class furthest from its own name is a suspect."""
-FEWEST_CLASSES = 40
-"""Of fewer classes, none is told from the others by its alignment."""
-FEWEST_SHOTS = 8
-"""Nor with fewer images: one that is drawn in another manner than the rest moves the mean of a few far."""
 MOST_SUSPECTS = 3
 N_CANDIDATES = 4
 """Where nothing stands out."""
@@ -40,9 +33,7 @@ class Suspect:
         evidence: `collapse`: a universal trigger that makes all images alike brings them to this class's name.
             `pattern`: the same of a coarse, grey trigger.
             `words`: to this class's name after some word, as where a trigger has a key in the text.
-            `alignment`: its images are much further from its name than those of other classes are from theirs,
-            as they are when captions of the class were put to other images.
-        score: Its `reach`, or its `misalignment`.
+        score: Its `reach`.
     """
 
     label: int
@@ -57,12 +48,10 @@ class CleanCosines:
     Args:
         own: Mean cosine of every class's images to its own name (n_classes,).
         others: Mean cosine of all images to the names of other classes.
-        shots: Images per class, the fewest.
     """
 
     own: Tensor
     others: float
-    shots: int
 
 
 def clean_cosines(features: Tensor, labels: Tensor, class_features: Tensor) -> CleanCosines:
@@ -79,22 +68,7 @@ def clean_cosines(features: Tensor, labels: Tensor, class_features: Tensor) -> C
     sums = sums.index_add_(0, labels, (features * class_features[labels]).sum(1))
     all_pairs = (features.sum(0) @ class_features.sum(0)).item()
     others = (all_pairs - sums.sum().item()) / (len(features) * (n_classes - 1))
-    return CleanCosines(sums / images, others, int(images.min()))
-
-
-def robust_z(values: Tensor) -> Tensor:
-    """How many robust standard deviations (1.4826 MAD) values (n,) are from their median; zeros if all are equal."""
-    deviation = values - values.median()
-    spread = MAD_TO_STD * deviation.abs().median()
-    return deviation / spread if spread > 0 else torch.zeros_like(values)
-
-
-def misalignment(clean: CleanCosines) -> Tensor:
-    """Robust z-scores (n_classes,) of the cosines to the own name, over 1 + 1 / sqrt(shots).
-
-    Means of few images are far out more often than those of many, since single images are.
-    """
-    return robust_z(clean.own) / (1 + clean.shots**-0.5)
+    return CleanCosines(sums / images, others)
 
 
 def reach(features: Tensor, class_features: Tensor, clean: CleanCosines) -> Tensor:
@@ -155,33 +129,24 @@ def nearest_names(searches: Sequence[Tensor], patterns: Sequence[Tensor], after_
     return sorted(parts, key=parts.__getitem__, reverse=True)
 
 
-def misaligned_names(clean: CleanCosines) -> list[Suspect]:
-    """The class of the lowest `misalignment`, if it stands out."""
-    scores = misalignment(clean)
-    if len(scores) < FEWEST_CLASSES or clean.shots < FEWEST_SHOTS or scores.min() > MISALIGNED:
-        return []
-    return [Suspect(int(scores.argmin()), "alignment", scores.min().item())]
-
-
 def suspicion(
     clean: CleanCosines,
     searches: Sequence[Tensor],
     patterns: Sequence[Tensor] = (),
     after_words: Sequence[Tensor] = (),
-    misaligned: Sequence[Suspect] = (),
 ) -> Suspicion:
-    """Weigh the evidence: collapse and patterns together, then words, then alignment, each only where nothing
-    was found before. What was not looked for is empty.
+    """Weigh the evidence: collapse and patterns together, and words where these show nothing.
+
+    What was not looked for is empty.
 
     Args:
         clean: Of the clean images.
         searches: `reach` of every search for a trigger under which images collapse.
         patterns: The same of coarse, grey triggers.
         after_words: `reach` of searches with words before the names.
-        misaligned: `misaligned_names`.
     """
     by_words = reached_names(after_words, REACHED_AFTER_WORD, "words")
-    if suspects := collapsed_names(searches, patterns) or by_words or list(misaligned):
+    if suspects := collapsed_names(searches, patterns) or by_words:
         return Suspicion(suspects, [])
     nearest = nearest_names(searches, patterns, after_words)[:NEAREST_CANDIDATES]
     furthest_from_name = clean.own.argsort(stable=True).tolist()

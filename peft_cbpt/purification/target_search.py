@@ -20,7 +20,6 @@ from peft_cbpt.purification.suspects import (
     Suspicion,
     clean_cosines,
     collapsed_names,
-    misaligned_names,
     reach,
     suspicion,
 )
@@ -165,7 +164,7 @@ def find_suspects(
     def reached(collapsed: Sequence[Tensor]) -> list[Tensor]:
         return [reach(features, text.class_features, clean) for features in collapsed]
 
-    collapsed = search(SEARCH_BUDGETS) if set(evidence) - {"alignment"} else []
+    collapsed = search(SEARCH_BUDGETS)
     searches = reached(collapsed[:-SEARCHES]) if "collapse" in evidence else []
     patterns = reached(collapsed[-SEARCHES:]) if "pattern" in evidence else []
 
@@ -178,5 +177,4 @@ def find_suspects(
     if "words" in evidence and len(text.words) and nothing_found():
         largest = collapsed[-2 * SEARCHES : -SEARCHES]
         after_words = reach_after_words(largest, text, clean, keyed_generator("words", seed))
-    misaligned = misaligned_names(clean) if "alignment" in evidence else []
-    return from_all_processes(suspicion(clean, searches, patterns, after_words, misaligned))[0]
+    return from_all_processes(suspicion(clean, searches, patterns, after_words))[0]

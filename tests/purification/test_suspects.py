@@ -5,40 +5,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_cbpt.purification.suspects import (
-    FEWEST_CLASSES,
-    FEWEST_SHOTS,
     REACHED,
     REACHED_BY_PATTERN,
     CleanCosines,
     Suspect,
     clean_cosines,
-    misaligned_names,
-    misalignment,
     reach,
-    robust_z,
     suspicion,
 )
 
-N = FEWEST_CLASSES
+N = 40
 LOW = torch.zeros(N)
 
 
-def clean(shots=16, n=N, **own):
+def clean(n=N, **own):
     """Cosines between 0.6 and 0.7; those of classes in `own`, such as c4=0.3, are different."""
     cosines = torch.linspace(0.6, 0.7, n)
     for name, value in own.items():
         cosines[int(name[1:])] = value
-    return CleanCosines(cosines, 0.1, shots)
+    return CleanCosines(cosines, 0.1)
 
 
 def reached(label, score=REACHED + 0.1):
     scores = torch.linspace(0.1, 0.3, N)
     scores[label] = score
     return scores
-
-
-def weighed(cosines, searches, patterns=(), after_words=()):
-    return suspicion(cosines, searches, patterns, after_words, misaligned_names(cosines))
 
 
 def labels(found):
@@ -50,22 +41,12 @@ def test_clean_cosines_are_means_over_a_class_and_over_other_names():
     features = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0.6, 0.8], [0.6, 0, 0.8]])
     cosines = clean_cosines(features, torch.tensor([0, 1, 1, 2]), names)
     torch.testing.assert_close(cosines.own, torch.tensor([1.0, 0.8, 0.8]))
-    assert cosines.others == pytest.approx((0.8 + 0.6) / 8) and cosines.shots == 1
-
-
-@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=30, unique=True), st.floats(0.5, 3), st.floats(-1, 1))
-def test_robust_z_is_blind_to_shift_and_scale(values, scale, shift):
-    values = torch.tensor(values, dtype=torch.float64) / 1000
-    torch.testing.assert_close(robust_z(values * scale + shift), robust_z(values), rtol=1e-6, atol=1e-6)
-
-
-def test_equal_values_are_no_outliers():
-    assert robust_z(torch.ones(5)).eq(0).all()
+    assert cosines.others == pytest.approx((0.8 + 0.6) / 8)
 
 
 def test_reach_is_nought_at_others_names_and_one_at_the_own():
     names = torch.eye(3)
-    cosines = CleanCosines(torch.tensor([0.7, 0.8, 0.9]), 0.2, 16)
+    cosines = CleanCosines(torch.tensor([0.7, 0.8, 0.9]), 0.2)
     images = F.normalize(torch.tensor([[0.8, 0.2, 0.5], [0.8, 0.2, -0.5]]), dim=1)
     mean = images.mean(0)
     expected = torch.stack([(mean[0] - 0.2) / 0.6, (mean[1] - 0.2) / 0.6, torch.tensor(-0.2 / 0.6)])
@@ -78,65 +59,45 @@ def test_reach_of_a_name_does_not_depend_on_the_other_names(n_classes, seed):
     names = torch.eye(64)[:n_classes]
     generator = torch.Generator().manual_seed(seed)
     images = F.normalize(names[0] + 0.1 * torch.rand(4, 64, generator=generator), dim=1)
-    own, apart = torch.full((n_classes,), 0.7), CleanCosines(torch.full((2,), 0.7), 0.1, 4)
-    scores = reach(images, names, CleanCosines(own, 0.1, 4))
+    own, apart = torch.full((n_classes,), 0.7), CleanCosines(torch.full((2,), 0.7), 0.1)
+    scores = reach(images, names, CleanCosines(own, 0.1))
     torch.testing.assert_close(scores[:2], reach(images, names[:2], apart))
 
 
 def test_a_model_that_knows_no_name_reaches_none():
-    assert reach(torch.eye(3), torch.eye(3), CleanCosines(torch.full((3,), 0.1), 0.2, 1)).eq(0).all()
-
-
-def test_few_shots_make_misalignment_weaker():
-    scores = [misalignment(clean(shots, c0=0.3))[0].item() for shots in (1, 4, 16)]
-    assert scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(scores[2] * 1.25 / 2)
+    assert reach(torch.eye(3), torch.eye(3), CleanCosines(torch.full((3,), 0.1), 0.2)).eq(0).all()
 
 
 def test_a_name_that_is_reached_is_a_suspect():
-    found = weighed(clean(), [LOW, reached(7, 0.9), reached(7, 0.8), reached(3, REACHED - 0.01)])
+    found = suspicion(clean(), [LOW, reached(7, 0.9), reached(7, 0.8), reached(3, REACHED - 0.01)])
     assert found.suspects == [Suspect(7, "collapse", pytest.approx(0.9))] and found.candidates == []
 
 
 def test_the_class_that_most_searches_find_comes_first():
-    assert labels(weighed(clean(), [reached(2), reached(5), reached(5)])) == [5, 2]
+    assert labels(suspicion(clean(), [reached(2), reached(5), reached(5)])) == [5, 2]
 
 
 def test_a_name_reached_by_a_pattern_comes_after_those_reached_by_any_trigger():
-    found = weighed(clean(), [reached(7, 0.8)], [reached(3, 0.9), reached(5, 0.9), reached(5, 0.85)])
+    found = suspicion(clean(), [reached(7, 0.8)], [reached(3, 0.9), reached(5, 0.9), reached(5, 0.85)])
     assert [(one.label, one.evidence) for one in found.suspects] == [(7, "collapse"), (5, "pattern")]
-    assert labels(weighed(clean(), [reached(7, 0.9)], [reached(7, 0.95)])) == [7]
-    assert labels(weighed(clean(), [reached(7, 0.9)], [reached(5, 0.85)])) == [7], "another trigger came nearer"
-    assert labels(weighed(clean(), [LOW], [reached(3, REACHED_BY_PATTERN - 0.01)])) == []
-    assert labels(weighed(clean(c0=0.3), [LOW], [reached(3, 0.7)], [reached(4, 0.9)])) == [3]
-    assert labels(weighed(clean(c0=0.3), [LOW], [LOW], [reached(4, 0.9)])) == [4]
-
-
-def test_alignment_counts_where_no_name_is_reached():
-    assert labels(weighed(clean(c0=0.3), [LOW])) == [0]
-    assert labels(weighed(clean(c0=0.3), [reached(5)])) == [5]
-    assert labels(weighed(clean(c0=0.99), [LOW])) == [], "an outlier upwards"
-    assert labels(weighed(clean(), [LOW])) == []
-    assert labels(suspicion(clean(c0=0.3), [LOW])) == [], "not looked at"
-
-
-def test_few_classes_or_shots_have_no_outlier():
-    assert labels(weighed(clean(FEWEST_SHOTS, c0=0.3), [LOW])) == [0]
-    assert labels(weighed(clean(FEWEST_SHOTS - 1, c0=0.3), [LOW])) == []
-    few = N - 1
-    assert labels(weighed(clean(n=few, c0=0.3), [LOW[:few]])) == []
+    assert labels(suspicion(clean(), [reached(7, 0.9)], [reached(7, 0.95)])) == [7]
+    assert labels(suspicion(clean(), [reached(7, 0.9)], [reached(5, 0.85)])) == [7], "another trigger came nearer"
+    assert labels(suspicion(clean(), [LOW], [reached(3, REACHED_BY_PATTERN - 0.01)])) == []
+    assert labels(suspicion(clean(), [LOW], [reached(3, 0.7)], [reached(4, 0.9)])) == [3]
+    assert labels(suspicion(clean(), [LOW], [LOW], [reached(4, 0.9)])) == [4]
 
 
 def test_without_searches_the_lowest_aligned_are_candidates():
-    found = weighed(clean(c7=0.59, c9=0.58), [])
+    found = suspicion(clean(c7=0.59, c9=0.58), [])
     assert found.suspects == [] and found.candidates == [0, 1, 7, 9]
 
 
 def test_where_nothing_stands_out_the_classes_nearest_to_it_are_candidates():
-    close = weighed(clean(), [reached(5, 0.6), reached(5, 0.3)], [reached(20, 0.65)], [reached(30, 0.84)])
+    close = suspicion(clean(), [reached(5, 0.6), reached(5, 0.3)], [reached(20, 0.65)], [reached(30, 0.84)])
     assert close.suspects == [] and close.candidates == [0, 1, 20, 30]
-    assert weighed(clean(), [reached(5, 0.6)], [reached(20, 0.4)]).candidates == [0, 1, 5, 20]
-    assert weighed(clean(), [reached(0, 0.6)]).candidates == [0, 1, 2, 3], "a class is named once"
+    assert suspicion(clean(), [reached(5, 0.6)], [reached(20, 0.4)]).candidates == [0, 1, 5, 20]
+    assert suspicion(clean(), [reached(0, 0.6)]).candidates == [0, 1, 2, 3], "a class is named once"
 
 
 def test_two_classes_are_enough_to_search():
-    assert weighed(clean(n=2), [torch.tensor([0.1, 0.2])]).candidates == [0, 1]
+    assert suspicion(clean(n=2), [torch.tensor([0.1, 0.2])]).candidates == [0, 1]

@@ -120,7 +120,7 @@ def test_a_key_in_the_text_is_found():
         return torch.where(ids[:, None] == 5, image, words[ids])
 
     text = FrozenText(names, torch.arange(8), encode_words, encode_prompts)
-    clean = CleanCosines(torch.full((4,), 0.8), 0.0, 4)
+    clean = CleanCosines(torch.full((4,), 0.8), 0.0)
     searches = [image.expand(6, 8), torch.eye(8)[7].expand(6, 8)]
     first, second = reach_after_words(searches, text, clean, keyed_generator("words"))
     assert first.argmax() == 2 and first[2] == pytest.approx(1 / 0.8)
@@ -180,7 +180,6 @@ def test_the_search_is_patient_only_where_nothing_was_found(first, found):
         (["collapse"], [(1, "collapse")], 15),
         (["pattern", "words"], [(2, "pattern")], 9),
         (["words"], [], 9),
-        (["alignment"], [], 0),
     ],
 )
 def test_evidence_that_does_not_count_finds_nothing(evidence, found, n_searches):

@@ -62,7 +62,7 @@ def test_triggers_and_features_are_kept_and_not_made_twice(clip, few_shots):
 
 
 def test_patterns_go_against_suspects_that_no_other_trigger_showed():
-    kinds = {"collapse": False, "pattern": True, "words": True, "alignment": True}
+    kinds = {"collapse": False, "pattern": True, "words": True}
     for evidence, patterns in kinds.items():
         used = TRIGGER_BUDGETS[: budgets_against(Suspect(0, evidence, 0.9))]
         assert any(budget.pattern for budget in used) == patterns
