@@ -19,6 +19,14 @@ def averages(title: str, section: str = "Table 1") -> dict[str, float]:
     return {row: float(shown) for row, shown in re.findall(r"^\| ([^|*]+?) \|.*\| ([\d.]+) \|$", table, re.MULTILINE)}
 
 
+def success_of_default(models: str) -> list[float]:
+    """Attack success rates of the default's cells on all models whose names match."""
+    files = (ROOT / "benchmarks" / "results" / "cells").glob(f"{models}/cbpt-*.json")
+    cells = [json.loads(file.read_text()) for file in files]
+    default = [one for one in cells if one["cell"]["settings"] == {"num_shots": 16}]
+    return [one["figures"]["pocket:base"]["attack_success_rate"] for one in default]
+
+
 def test_the_page_of_results_is_made_of_the_stored_cells(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     shutil.copytree("docs/images/results", tmp_path / "images" / "results")
@@ -34,11 +42,7 @@ def test_the_readmes_table_is_made_of_the_stored_runs(capsys):
 def test_the_readmes_averages_are_those_of_table_1():
     clean = {row: f"{figure:.1f}" for row, figure in averages("Clean accuracy (%)").items()}
     attack = {row: f"{figure:.1f}" for row, figure in averages("Attack success rate (%)").items()}
-    default = [
-        json.loads(file.read_text())["figures"]["pocket:base"]["attack_success_rate"]
-        for file in (ROOT / "benchmarks/results/cells").glob("*-banana-seed[012]/cbpt-*.json")
-        if json.loads(file.read_text())["cell"]["settings"] == {"num_shots": 16}
-    ]
+    default = success_of_default("*-banana-seed[012]")
     for sentence in (
         f"takes the average attack success from {attack['no defence']} to {attack['CBPT, default']}% "
         f"({100 * max(default):.1f}% on the worst model)",
@@ -48,7 +52,8 @@ def test_the_readmes_averages_are_those_of_table_1():
         f"the published inner loop {attack['CBPT as published']}% at {clean['CBPT as published']}",
     ):
         assert sentence in README
-    held_out = averages("Attack success rate (%)", "Targets and seeds")["CBPT, default"]
-    assert f"not made with keep {held_out:.1f}% on average" in README
+    mean = averages("Attack success rate (%)", "Targets and seeds")["CBPT, default"]
+    worst = max(success_of_default("*-seed7"))
+    assert f"not made with keep {mean:.1f}% on average, {100 * worst:.1f}% at most" in README
     robust = averages("Accuracy of the true class under the trigger (%)")["CBPT, default"]
     assert f"on average in {robust:.0f}%" in README
