@@ -14,6 +14,16 @@ def join_processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def leave_processes() -> None:
+    """End what `join_processes` began, once nothing more is to be shared.
+
+    A process that exits in its process group may abort: gloo's threads let go of Python objects after the interpreter
+    has begun to end, which kills it with SIGABRT although its work is done.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def num_processes() -> int:
     """How many processes the run has."""
     return PartialState().num_processes
