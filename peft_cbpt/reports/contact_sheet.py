@@ -1,16 +1,14 @@
 """The contact sheet of attacks: original, triggered, and ten times the difference."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from peft_cbpt.attacks import apply_trigger
 from peft_cbpt.attacks.attack_file import Attack
+from peft_cbpt.reports.style import new_figure, png_bytes, write_bytes
 
 
 def draw_contact_sheet(file: Path, attacks: Mapping[str, Attack], pixels: Tensor, sample_ids: list[str]) -> None:
@@ -23,8 +21,7 @@ def draw_contact_sheet(file: Path, attacks: Mapping[str, Attack], pixels: Tensor
         sample_ids: Their ids.
     """
     columns = 3 * len(pixels)
-    figure = Figure(figsize=(1.25 * columns + 1.2, 1.3 * len(attacks) + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.25 * columns + 1.2, 1.3 * len(attacks) + 0.5)
     grid = figure.subplots(len(attacks), columns, squeeze=False)
     for axes_row, (name, attack) in zip(grid, attacks.items(), strict=True):
         marked = apply_trigger(attack.trigger, pixels, sample_ids)
@@ -38,6 +35,4 @@ def draw_contact_sheet(file: Path, attacks: Mapping[str, Attack], pixels: Tensor
         axes_row[0].set_ylabel(name + text, fontsize=9)
     for column, axes in enumerate(grid[0]):
         axes.set_title(("original", "triggered", "10 x difference")[column % 3], fontsize=9)
-    temporary = file.with_name(f".{file.name}.incomplete")
-    figure.savefig(temporary, dpi=110, format="png")
-    os.replace(temporary, file)
+    write_bytes(file, png_bytes(figure))

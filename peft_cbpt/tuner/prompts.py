@@ -150,7 +150,7 @@ class ClassPrompts:
         self.template = template
         self.eos_token_id = eos_token_id
         self._of_all_classes: dict[bool, torch.Tensor] = {}
-        self._buckets: dict[tuple[bool, tuple[int, ...]], tuple[list[torch.Tensor], torch.Tensor]] = {}
+        self._last_buckets: dict[bool, tuple[list[int], list[torch.Tensor], torch.Tensor]] = {}
 
     def input_ids(
         self,
@@ -193,23 +193,23 @@ class ClassPrompts:
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The prompts of `input_ids` in groups of like length, each filled up to its own longest.
 
-        Arguments and errors are those of `input_ids`.
+        Arguments and errors are those of `input_ids`. The groups of the last classes asked for are kept.
 
         Returns:
             The groups, int64 (n_g, L_g), longest first; and int64 (n,), for each prompt its place in their
             concatenation.
         """
-        indices = tuple(range(len(self.learned)) if class_indices is None else self._checked(class_indices))
+        indices = list(range(len(self.learned))) if class_indices is None else self._checked(class_indices)
         device = device or torch.device("cpu")
-        found = self._buckets.get((learned, indices))
-        if found is None or found[1].device != device:
+        last = self._last_buckets.get(learned)
+        if last is None or last[0] != indices or last[2].device != device:
             rows = [(self.learned if learned else self.template)[index] for index in indices]
             groups = length_buckets([len(row) for row in rows])
             with torch.inference_mode(False):  # they are kept for training, too
                 places = torch.tensor([place for group in groups for place in group]).argsort().to(device)
                 ids = [self._pad([rows[place] for place in group]).to(device) for group in groups]
-            found = self._buckets[learned, indices] = (ids, places)
-        return found
+            last = self._last_buckets[learned] = (indices, ids, places)
+        return last[1:]
 
     def _checked(self, class_indices: Sequence[int] | torch.Tensor) -> list[int]:
         indices = torch.as_tensor(class_indices)
