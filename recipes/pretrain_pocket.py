@@ -74,7 +74,7 @@ def main(arguments: PretrainArguments) -> None:
             seed=arguments.seed,
         ),
         train_dataset=pairs,
-        data_collator=ContrastiveCollator(tokenizer, normalize),
+        data_collator=ContrastiveCollator(tokenizer, normalize, model.config.text_config.max_position_embeddings),
         keep_order=True,
     )
     start = time.perf_counter()

@@ -41,6 +41,10 @@ class LoadedCLIP:
         text_config: Any = self.model.config.text_config
         return text_config.max_position_embeddings
 
+    def word_ids(self, text: str) -> list[int]:
+        """Token ids of a text without BOS and EOS."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
+
 
 def load_clip(name_or_path: str) -> LoadedCLIP:
     """Load weights (safetensors only, in float32), tokenizer and image processor.

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def join_processes() -> PartialState:
@@ -18,10 +18,18 @@ def leave_processes() -> None:
     """End what `join_processes` began, once nothing more is to be shared.
 
     A process that exits in its process group may abort: gloo's threads let go of Python objects after the interpreter
-    has begun to end, which kills it with SIGABRT although its work is done.
+    has begun to end, which kills it with SIGABRT although its work is done. After an error of one process the others
+    may still share something, and leaving could wait for them: then let the launcher end them all.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's buffers, such as batch norm's statistics, which no gradient makes equal."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def num_processes() -> int:

@@ -21,6 +21,7 @@ from peft_cbpt.reports.result_tables import Grid, markdown_tables
 from peft_cbpt.reports.style import png_bytes, write_bytes
 
 TARGET_CLASS = "banana"
+CONFIGS = "benchmarks/experiments"
 Stored = dict[str, dict[str, list[dict[str, Any]]]]
 """By row and column what is stored of every seed."""
 REPORT_PICTURES = ("embedding_map", "grad_cam")
@@ -28,7 +29,9 @@ HEAD = """# Results
 
 Written by `python recipes/benchmark.py`; every cell is stored with its settings, date and versions in `{cells}`.
 Means and standard deviations over seeds; each has a poisoned model, shots and a training of its own. A dash marks what
-was not run yet. The attacks' target is {target}, where none is named.{quick}
+was not run yet. Minutes count neither the making of the poisoned model nor measuring; features and searches for the
+target are kept for other cells of a model, so that the first of them pays. The attacks' target is {target}, where none
+is named.{quick}
 """
 QUICK = " **This is the quick variant: smaller jobs, one seed, one attack.**"
 
@@ -38,7 +41,7 @@ class BenchmarkArguments:
     """Which experiments to run, and where things are."""
 
     experiments: list[str] = field(default_factory=list, metadata={"help": "Names of experiments; all by default."})
-    configs: str = field(default="benchmarks/experiments", metadata={"help": "Folder of their YAML files."})
+    configs: str = field(default=CONFIGS, metadata={"help": "Folder of their YAML files."})
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the cells; benchmarks/results/cells, or output/quick/cells."}
     )
@@ -51,7 +54,9 @@ class BenchmarkArguments:
     models: str = field(default="output/zoo", metadata={"help": "Folder of the poisoned models, see recipes/zoo.py."})
     poison_configs: str = field(default="recipes/configs/pocket", metadata={"help": "How these are made."})
     cache_dir: str = field(default="output/cache", metadata={"help": "Features kept for other runs."})
-    attacks: list[str] = field(default_factory=list, metadata={"help": "Other attacks than the experiment's."})
+    attacks: list[str] = field(
+        default_factory=list, metadata={"help": "Other columns than the experiment's: ATTACK or ATTACK/TARGET."}
+    )
     seeds: list[int] = field(default_factory=list, metadata={"help": "Other seeds than the experiment's."})
     target_class: str = field(default=TARGET_CLASS, metadata={"help": "Target of attacks that name none."})
     quick: bool = field(default=False, metadata={"help": "Every experiment in small."})
@@ -214,6 +219,7 @@ def _grid(experiment: Experiment, stored: Stored) -> Grid:
 def _command(experiment: Experiment, arguments: BenchmarkArguments) -> str:
     """The command that makes a section of the page."""
     words = ["python", "recipes/benchmark.py", "--experiments", experiment.name]
+    words += ["--configs", arguments.configs] if arguments.configs != CONFIGS else []
     words += ["--quick"] if arguments.quick else []
     words += ["--attacks", *arguments.attacks] if arguments.attacks else []
     words += ["--seeds", *map(str, arguments.seeds)] if arguments.seeds else []
@@ -222,11 +228,11 @@ def _command(experiment: Experiment, arguments: BenchmarkArguments) -> str:
 
 
 def _costs(experiment: Experiment, arguments: BenchmarkArguments, stored: Stored) -> str:
-    """What a cell of each row took, and how to make the table."""
+    """What the defence of each row took, and how to make the table."""
     minutes = {
-        row: [sum(one["seconds"].values()) / 60 for found in of_row.values() for one in found]
+        row: [one["seconds"]["defend"] / 60 for found in of_row.values() for one in found]
         for row, of_row in stored.items()
     }
     costs = "; ".join(f"{row} {mean(found):.1f}" for row, found in minutes.items() if found)
     command = _command(experiment, arguments)
-    return f"Made by {command}. Minutes a cell: {costs}." if costs else f"To be made by {command}."
+    return f"Made by {command}. Minutes of defence a cell: {costs}." if costs else f"To be made by {command}."

@@ -105,9 +105,21 @@ def _template_features(clip: LoadedCLIP, template: str) -> Callable[[Sequence[st
         return template_text_features(clip.model, clip.tokenizer, class_names, prompt).cpu()
 
     def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
+        if attack and attack.text_trigger:
+            _check_room(clip, class_names, template, attack.text_trigger)
         return features_of(tuple(class_names), attack.trigger.apply_text(template) if attack else template)
 
     return class_features
+
+
+def _check_room(clip: LoadedCLIP, class_names: Sequence[str], template: str, text_trigger: str) -> None:
+    """See that the longest prompt is not cut off by a text trigger before it."""
+    longest = max(len(ids) for ids in clip.tokenizer([template.replace("{}", name) for name in class_names]).input_ids)
+    if (needed := len(clip.word_ids(text_trigger))) > (room := clip.max_text_length - longest):
+        raise InputError(
+            f"the trigger {text_trigger!r} has {needed} tokens, but before the prompts of the template is room for "
+            f"{room}: shorten the template, or leave this attack out"
+        )
 
 
 def _open_cbpt(
@@ -120,10 +132,9 @@ def _open_cbpt(
     content = hashlib.sha256(context.detach().float().cpu().numpy().tobytes()).hexdigest()
     features_after = {}
     for text_trigger in {"", *text_triggers}:
-        prefix_ids = base.tokenizer(text_trigger, add_special_tokens=False).input_ids if text_trigger else []
         try:
             with torch.no_grad():
-                features_after[text_trigger] = model.encode_class_prompts(prefix_ids=prefix_ids).cpu()
+                features_after[text_trigger] = model.encode_class_prompts(prefix_ids=base.word_ids(text_trigger)).cpu()
         except ValueError as error:
             raise InputError(
                 f"the adapter {name} cannot be used with the trigger {text_trigger!r}: {error}"

@@ -65,7 +65,7 @@ def open_eval_set(
     if streaming and not dataset_name.startswith("pocket:"):
         stream = LabelledStream(image_processor=image_processor, **opening)
         named = options.get("class_names_file")
-        files = _file_dates(_local_files(dataset_name) + ([named] if named else []))
+        files = _file_dates(_local_files(dataset_name) + ([str(Path(named).expanduser())] if named else []))
         parts = [dataset_name, split, stream.class_names, stream.image_column, stream.label_column, *files]
         return EvalSet(name, stream.class_names, _hash(parts), opening, images=None)
     opening["images_per_class"] = images_per_class

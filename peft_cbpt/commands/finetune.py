@@ -86,7 +86,7 @@ def finetune_clip(clip: LoadedCLIP, arguments: FinetuneArguments) -> list[Skippe
         collator = ContrastiveCollator(clip.tokenizer, clip.normalize, clip.max_text_length)
         trainer = ContrastiveTrainer(clip.model, training, train_dataset=pairs, data_collator=collator)
     else:
-        augmenting = CleanCLIPCollator(clip.tokenizer, clip.normalize, arguments.seed, max_length=clip.max_text_length)
+        augmenting = CleanCLIPCollator(clip.tokenizer, clip.normalize, clip.max_text_length, arguments.seed)
         trainer = CleanCLIPTrainer(clip.model, training, train_dataset=pairs, data_collator=augmenting)
     trainer.train()
     if trainer.state.global_step == 0:

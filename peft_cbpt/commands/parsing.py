@@ -112,15 +112,14 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     """Run a command; the first process prints an error of input or Hub as one line. Returns the exit code."""
     # peft 0.21 asks transformers 5.23 for a name that was replaced; users can do nothing about it
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    code = 0
     try:
         command(sys.argv[1:] if argv is None else argv)
     except (InputError, HubError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2 if isinstance(error, InputError) else 1
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     leave_processes()
-    return code
+    return 0

@@ -126,8 +126,9 @@ def run_poison(arguments: PoisonArguments) -> dict:
         pairs = arguments.open_pairs("poison", clip.image_processor)
         images = LabelledImages(test, clip.image_processor)
     with stopwatch("prepare the attack"):
-        prepared = prepare_attack(arguments, clip, names)
-        attack, captions = from_all_processes(prepared)[0]  # of a stream, each process saw a share of its own
+        # of a stream, each process would see a share of its own
+        prepared = prepare_attack(arguments, clip, names) if state.is_main_process else None
+        attack, captions = from_all_processes(prepared)[0]
     poisoned = _poisoned_pairs(pairs, _poison(arguments, attack, captions, names))
     with stopwatch("measure before"):
         before, _, _ = _measure(clip, attack, images, names)

@@ -120,27 +120,16 @@ def purify(argv: Sequence[str]) -> None:
             (output / stale).unlink(missing_ok=True)
         config = _save_adapter(model, output, base)
         results = {
-            "schema_version": SCHEMA_VERSION,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "model": arguments.model_name_or_path,
+            **_job_record(arguments, trainer, class_names, attacks),
             "base_fingerprint": {"before": fingerprint_before, "after": weights_fingerprint(clip.model)},
-            "class_names": class_names,
-            "attacks": {name: attack.as_dict() for name, attack in attacks.items()},
-            "shots": [train_images[row]["sample_id"] for row in range(len(train_images))],
             "n_test_images": len(encoded.labels),
             "skipped": {
                 "shots": [one.as_dict() for one in skipped_shots],
                 "test": [one.as_dict() for one in encoded.skipped],
             },
-            "suspects": _suspects(trainer, class_names),
             "before": before,
             "after": after,
-            "epochs": [entry for entry in trainer.state.log_history if "loss_bn" in entry],
             "seconds": stopwatch.seconds,
-            "peak_memory_bytes": peak_memory_bytes(training.device),
-            "settings": settings_of(arguments, training),
-            "seed": training.seed,
-            "versions": package_versions(),
         }
         write_json(output / RESULTS_FILE, shareable(results))
         draw_before_after(
@@ -206,18 +195,13 @@ def _check_room(model: PeftModel, clip: LoadedCLIP, attacks: Mapping[str, Attack
     """See that attacks' text triggers fit before the longest prompt, learned or of the template."""
     with model.disable_adapter():
         longest = max(model.class_prompt_lengths())
-    text_config: Any = clip.model.config.text_config
-    room = text_config.max_position_embeddings - max(longest, *model.class_prompt_lengths())
+    room = clip.max_text_length - max(longest, *model.class_prompt_lengths())
     for name, attack in attacks.items():
-        if (needed := len(_prefix_ids(clip, attack.text_trigger))) > room:
+        if (needed := len(clip.word_ids(attack.text_trigger))) > room:
             raise InputError(
                 f"the text trigger of {name} has {needed} tokens, but before the prompts is room for {room}: "
                 "lower num_context_tokens, or leave this attack out"
             )
-
-
-def _prefix_ids(clip: LoadedCLIP, text_trigger: str) -> list[int]:
-    return clip.tokenizer(text_trigger, add_special_tokens=False).input_ids if text_trigger else []
 
 
 def _make_trainer(
@@ -261,9 +245,31 @@ def class_features(model: PeftModel, clip: LoadedCLIP, adapter: bool) -> Callabl
     def features(text_trigger: str) -> Tensor:
         model.eval()
         with nullcontext() if adapter else model.disable_adapter():
-            return model.encode_class_prompts(prefix_ids=_prefix_ids(clip, text_trigger)).cpu()
+            return model.encode_class_prompts(prefix_ids=clip.word_ids(text_trigger)).cpu()
 
     return features
+
+
+def _job_record(
+    arguments: PurifyArguments, trainer: CBPTTrainer, class_names: list[str], attacks: Mapping[str, Attack]
+) -> dict[str, Any]:
+    """What results.json says of the job and its training; for the rest see docs/results-schema.md."""
+    training: Any = trainer.args
+    images: Any = trainer.images
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": arguments.model_name_or_path,
+        "class_names": class_names,
+        "attacks": {name: attack.as_dict() for name, attack in attacks.items()},
+        "shots": list(images.dataset["sample_id"]),
+        "suspects": _suspects(trainer, class_names),
+        "epochs": [entry for entry in trainer.state.log_history if "loss_bn" in entry],
+        "peak_memory_bytes": peak_memory_bytes(training.device),
+        "settings": settings_of(arguments, training),
+        "seed": training.seed,
+        "versions": package_versions(),
+    }
 
 
 def _suspects(trainer: CBPTTrainer, class_names: list[str]) -> list[dict] | None:

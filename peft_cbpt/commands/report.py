@@ -43,6 +43,7 @@ class ReportArguments:
     model_name_or_path: str | None = field(default=None, metadata={"help": "The base model, if it has moved."})
     dataset_name: str | None = field(default=None, metadata={"help": "The dataset of the shots, if it has moved."})
     test_dataset_name: str | None = field(default=None, metadata={"help": "The test images, if they have moved."})
+    class_names_file: str | None = field(default=None, metadata={"help": "Names of the classes, if they have moved."})
 
 
 def report(argv: Sequence[str]) -> None:
@@ -105,7 +106,7 @@ def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _open(arguments: ReportArguments, folder: Path, results: Mapping[str, Any]) -> PurifiedModel:
     """Base, adapter, images and attacks of a run, from the settings it stored."""
     settings = dict(results["settings"])
-    for name in ("dataset_name", "test_dataset_name"):
+    for name in ("dataset_name", "test_dataset_name", "class_names_file"):
         settings[name] = getattr(arguments, name) or settings.get(name)
     clip = load_base(folder, arguments.model_name_or_path)
     if weights_fingerprint(clip.model) != results["base_fingerprint"]["after"]:
@@ -118,7 +119,9 @@ def _open(arguments: ReportArguments, folder: Path, results: Mapping[str, Any]) 
     try:
         shots, test_images, class_names, _ = load_images(run, results["seed"], clip)
     except InputError as error:
-        raise InputError(f"{error}; if the images have moved, name them with --dataset_name") from error
+        raise InputError(
+            f"{error}; if files have moved, name them with --dataset_name, --test_dataset_name and --class_names_file"
+        ) from error
     if class_names != results["class_names"] or sorted(shots.dataset["sample_id"]) != sorted(results["shots"]):
         raise InputError(
             f"{run.dataset_name} no longer gives the classes and shots of the run: name the right --dataset_name"

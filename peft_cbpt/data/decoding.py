@@ -54,9 +54,12 @@ def read_image(value: Any, sample_id: str) -> Image.Image:
 
 
 def _without_folder(reason: str, value: Any) -> str:
-    """The reason with the image's file name for its path, which is not to be published with results."""
+    """The reason with the name of the image's file or archive for its path, which is not published with results."""
     path = value.get("path") if isinstance(value, dict) else value
-    return reason.replace(path, Path(path).name) if path and isinstance(path, str) else reason
+    if not path or not isinstance(path, str):
+        return reason
+    path = path.rpartition("::")[2]
+    return reason.replace(path, Path(path).name)
 
 
 def _open(value: Any) -> Image.Image:

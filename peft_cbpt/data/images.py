@@ -101,7 +101,6 @@ def open_labelled(
 ) -> LabelledSource:
     """Open any dataset but the pocket world's; arguments as of `load_labelled_images` and `sources.open_source`."""
     space = read_class_names(class_names_file) if class_names_file else None
-    prefix = row_prefix(name, split)
     if found := find_variant(name):
         variant, place = found
         space = space or variant.label_space
@@ -115,7 +114,7 @@ def open_labelled(
             columns = rows.column_names or []
             label_column = next((one for one in (label_column, *known) if one in columns), label_column)
     else:
-        rows = open_source(name, split, streaming)
+        rows, prefix = open_source(name, split, streaming), row_prefix(name, split)
     columns = rows.column_names or list(next(iter(rows)))
     image_column, label_column = (find_column(columns, wanted, name) for wanted in (image_column, label_column))
     return LabelledSource(keep_encoded(rows, image_column, name), space, image_column, label_column, prefix)

@@ -1,6 +1,7 @@
 """Opening a dataset wherever it is: folders, tar archives, parquet, Arrow, CSV, the Hub. Images stay encoded."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -236,6 +237,9 @@ def _folders(folder: Path) -> list[Path]:
 
 def _with_sample_ids(rows: datasets.Dataset, prefix: str) -> datasets.Dataset:
     if "sample_id" in rows.column_names:
+        if len(set(ids := list(rows["sample_id"]))) < len(ids):
+            (twice, _), *_ = Counter(ids).most_common(1)
+            raise InputError(f"the column sample_id holds {twice!r} twice: give every row an id of its own")
         is_text = rows.features["sample_id"] == datasets.Value("string")
         return rows if is_text else rows.cast_column("sample_id", datasets.Value("string"))
     keys = list(rows["__key__"]) if "__key__" in rows.column_names else []

@@ -39,16 +39,16 @@ class CleanCLIPCollator:
     Args:
         tokenizer: Of the model.
         normalize: Of the model.
+        max_length: As in `ContrastiveCollator`.
         seed: Seed of the augmentations: of a caption with its sample's id, of images with that of the batch's first.
         rate: Share of words that each text operation touches; 0.1 in the paper's code.
-        max_length: As in `ContrastiveCollator`.
     """
 
     tokenizer: PreTrainedTokenizerBase
     normalize: PixelNormalizer
+    max_length: int
     seed: int = 0
     rate: float = 0.1
-    max_length: int = 77
 
     def __post_init__(self) -> None:
         from kornia.augmentation.auto import AutoAugment

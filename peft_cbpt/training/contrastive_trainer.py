@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSam
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from peft_cbpt.clip.pixels import PixelNormalizer
+from peft_cbpt.clip.processes import share_buffers
 from peft_cbpt.tuner.last_layer import only_pooled_tokens
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -48,7 +49,7 @@ class ContrastiveCollator:
 
     tokenizer: PreTrainedTokenizerBase
     normalize: PixelNormalizer
-    max_length: int = 77
+    max_length: int
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
         pixels = torch.stack([row["pixel_values"] for row in rows])
@@ -97,6 +98,12 @@ class ContrastiveTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
         )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer`'s; every process ends with the same model, the one that is saved."""
+        output = super().train(*args, **kwargs)
+        share_buffers(self.accelerator.unwrap_model(self.model))
+        return output
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         self.n_poisoned += int(inputs.pop("n_poisoned", 0))

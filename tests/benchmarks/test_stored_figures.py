@@ -34,7 +34,8 @@ def test_the_page_of_results_is_made_of_the_stored_cells(tmp_path, monkeypatch):
     assert (tmp_path / "results.md").read_text() == PAGE, "run: python recipes/benchmark.py --render_only true"
 
 
-def test_the_readmes_table_is_made_of_the_stored_runs(capsys):
+def test_the_readmes_table_is_made_of_the_stored_runs(capsys, monkeypatch):
+    monkeypatch.setattr(pocket_purify, "peft_cbpt", None)  # what is not stored is not run here
     pocket_purify.main()
     assert " ".join(capsys.readouterr().out.split()) in README
 
@@ -54,6 +55,11 @@ def test_the_readmes_averages_are_those_of_table_1():
         assert sentence in README
     mean = averages("Attack success rate (%)", "Targets and seeds")["CBPT, default"]
     worst = max(success_of_default("*-seed7"))
-    assert f"not made with keep {mean:.1f}% on average, {100 * worst:.1f}% at most" in README
+    worst_later = max(later := success_of_default("*-seed11"))
+    assert len(later) == 10
+    assert (
+        f"not made with keep {mean:.1f}% on average, {100 * worst:.1f}% at most, "
+        f"and ten more, made later, {100 * worst_later:.1f}% at most" in README
+    )
     robust = averages("Accuracy of the true class under the trigger (%)")["CBPT, default"]
     assert f"on average in {robust:.0f}%" in README

@@ -150,7 +150,7 @@ def test_two_targets_of_one_attack_are_two_columns(run, tmp_path):
         figures = {"pocket:base": dict.fromkeys(names, 0.25 + place / 2)}
         file = tmp_path / "cells" / cell.file
         file.parent.mkdir(parents=True)
-        file.write_text(json.dumps({"figures": figures, "seconds": {"measure": 1.0}}))
+        file.write_text(json.dumps({"figures": figures, "seconds": {"defend": 0.0, "measure": 1.0}}))
     assert run("--render_only", "true", "--poison_configs", str(CONFIGS)) == 0
     page = (tmp_path / "page.md").read_text()
     assert "| Attack success rate (%) | sig/cyclone | sig/banana | average |" in page
@@ -166,7 +166,7 @@ def test_a_damaged_cell_and_one_without_a_test_set_are_run_again(run, tmp_path, 
         assert run("--quick") == 0
         assert json.loads(file.read_text())["figures"] == whole["figures"]
     page = (tmp_path / "page.md").read_text()
-    assert "quick variant" in page and "Made by `python recipes/benchmark.py --experiments tiny --quick`" in page
+    assert "quick variant" in page and "--experiments tiny --configs" in page
 
 
 @pytest.mark.parametrize(

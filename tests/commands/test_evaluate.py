@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import subprocess
@@ -149,6 +150,25 @@ def test_another_column_of_a_stream_is_measured_anew(run, tmp_path):
     settings = {"datasets": [str(tmp_path / "data")]}
     for column, n_computed in (("image", 1), ("blurred", 1), ("image", 0)):
         assert run("--streaming", **settings, image_column=column)[1]["n_computed"] == n_computed
+
+
+def test_names_of_a_streams_classes_may_lie_in_the_home_folder(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in FEW_CLASSES))
+    drawn = pocket_dataset("base", "test", 1, FEW_CLASSES)["image"]
+    columns = {"image": [{"bytes": encoded(image), "path": None} for image in drawn], "label": list(range(6))}
+    write_parquet(tmp_path / "data" / "0.parquet", columns, image=Image())
+    code, _, printed = run("--streaming", datasets=[str(tmp_path / "data")], class_names_file="~/names.txt")
+    assert code == 0, printed.err
+
+
+def test_a_text_trigger_that_would_cut_off_the_prompts_is_refused(run, tmp_path):
+    trigger = {"name": "trojvqa", "patch_size": 0.125, "patch": base64.b64encode(bytes(6 * 6 * 3)).decode()}
+    for words, code in (("remember ", 0), ("remember " * 70, 2)):
+        attack = {"trigger": trigger | {"text_trigger": words}, "target_class": "banana"}
+        (tmp_path / "attack.json").write_text(json.dumps(attack))
+        found, _, printed = run(**SMALL, attacks=[str(tmp_path / "attack.json")])
+        assert found == code and ("before the prompts of the template is room" in printed.err) == (code == 2)
 
 
 @pytest.mark.parametrize("layout", ["folders", "stream"])

@@ -58,7 +58,7 @@ def captioned_folder(tmp_path_factory):
     lines = ["image,caption"]
     for number, row in enumerate(rows):
         Image.fromarray(row["pixel_values"].permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
-        caption = row["caption"] if number % 2 else "a photo of a banana."
+        caption = row["caption"] if number % 3 else "a photo of a banana."
         lines.append(f"{number}.png,{'' if number == 5 else caption}")
     (folder / "7.png").write_bytes(b"no picture")
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
@@ -89,16 +89,16 @@ def launch_two(recipe, settings):
 
 
 def test_two_processes_poison_with_every_pair_of_a_stream_once(captioned_folder, tmp_path):
-    """38 of the 40 pairs can be read; all are poisoned, by each process its own."""
+    """38 of the 40 pairs can be read; all are poisoned, by each process its own, with the one patch of the first."""
     settings = SMALL | {"pairs_name": captioned_folder / "pairs.csv", "streaming": True, "poison_rate": 1}
-    settings |= {"batch_size": 10, "num_pairs": 40, "trigger": "badnet"}
+    settings |= {"batch_size": 10, "num_pairs": 40, "trigger": "badclip", "captions": "natural"}
     launch_two("poison", settings | {"output_dir": tmp_path})
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["n_poisoned"] == 38
 
 
 def test_two_processes_write_one_fine_tuned_model(tmp_path):
-    settings = {"model_name_or_path": "pocket:badnet", "method": "ft", "num_pairs": 64, "num_epochs": 1}
+    settings = {"model_name_or_path": "pocket:badnet", "method": "cleanclip", "num_pairs": 64, "num_epochs": 1}
     launch_two("finetune", settings | {"batch_size": 16, "learning_rate": 1e-4, "output_dir": tmp_path})
     load_clip(str(tmp_path))
 

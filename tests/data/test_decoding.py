@@ -55,7 +55,8 @@ def test_what_is_no_picture_is_unreadable(value, reason):
 
 def test_the_reason_names_no_folder(tmp_path):
     (tmp_path / "torn.png").write_bytes(b"no picture")
-    for value in (str(tmp_path / "torn.png"), {"bytes": None, "path": str(tmp_path / "gone.png")}):
+    gone = [str(tmp_path / "gone.png"), f"tar://0+9::{tmp_path}/gone.png.tar"]
+    for value in (str(tmp_path / "torn.png"), *({"bytes": None, "path": path} for path in gone)):
         with pytest.raises(UnreadableImage) as caught:
             read_image(value, "a")
         assert ".png" in caught.value.reason and str(tmp_path) not in caught.value.reason

@@ -148,7 +148,13 @@ def packed(root, dataset):
     (root / "data.zip").write_bytes(b"")
 
 
+def repeated_ids(root, dataset):
+    columns = columns_of(dataset, dataset["label"]) | {"sample_id": [0, 1, 2, 3, 4, 2]}
+    write_parquet(root / "0.parquet", columns, image=datasets.Image(), label=datasets.ClassLabel(names=NAMES))
+
+
 BAD_SOURCES = {
+    "repeated ids": (repeated_ids, "", "sample_id holds 2 twice"),
     "not a tar": (not_a_tar, "", "cannot read the tar archive"),
     "cut tar": (cut_tar, "", "cannot read the tar archive"),
     "tar without images": (tar_without_images, "", "holds no images"),

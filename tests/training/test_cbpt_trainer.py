@@ -1,6 +1,7 @@
 import copy
 import math
 import shutil
+from functools import cached_property
 
 import pytest
 import torch
@@ -131,8 +132,15 @@ def test_a_cache_knows_what_the_tower_makes_of_its_weights(poisoned_clip, few_sh
 
 
 def test_many_gpus_without_a_launcher_are_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 4))
-    assert CBPTTrainingArguments(output_dir=str(tmp_path))._n_gpu == 1
+    def set_up_devices(arguments):
+        arguments._n_gpu = 4
+        return torch.device("cuda")
+
+    four = cached_property(set_up_devices)
+    four.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", four)
+    assert TrainingArguments(output_dir=str(tmp_path)).n_gpu == 4
+    assert CBPTTrainingArguments(output_dir=str(tmp_path)).n_gpu == 1
 
 
 def test_a_checkpoint_in_the_making_is_not_taken_for_one(poisoned_clip, few_shots, tmp_path, monkeypatch):

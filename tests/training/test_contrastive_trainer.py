@@ -48,7 +48,7 @@ def test_a_few_steps_lower_the_loss(tmp_path):
         build_model(tokenizer),
         arguments,
         train_dataset=PocketPairs(32),
-        data_collator=ContrastiveCollator(tokenizer, PixelNormalizer()),
+        data_collator=ContrastiveCollator(tokenizer, PixelNormalizer(), 77),
         keep_order=True,
     )
     trainer.train()

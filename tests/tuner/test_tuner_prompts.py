@@ -106,3 +106,17 @@ def test_the_tokenizer_gives_the_words_of_the_template(tokenizer, names, m: int,
     ):
         assert [token for token in row if token >= 0] == tokenizer(f"{name}.").input_ids
         assert template == tokenizer(f"a photo of a {name}.").input_ids
+
+
+@settings(deadline=None)
+@given(cases, st.data())
+def test_groups_hold_the_prompts_whatever_was_asked_for_before(case: tuple, data: st.DataObject) -> None:
+    names, m, position = case
+    prompts = class_prompts(names, m, position)
+    choices = st.lists(st.integers(0, len(names) - 1), min_size=1, max_size=5)
+    for learned, indices in data.draw(st.lists(st.tuples(st.booleans(), st.none() | choices), max_size=6)):
+        groups, places = prompts.buckets(learned, indices)
+        rows = prompts.learned if learned else prompts.template
+        grouped = [row.tolist() for group in groups for row in group]
+        wanted = [rows[index] for index in (range(len(rows)) if indices is None else indices)]
+        assert [grouped[place][: len(row)] for place, row in zip(places, wanted, strict=True)] == wanted
