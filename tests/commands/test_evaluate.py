@@ -1,8 +1,5 @@
 import base64
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ from peft_cbpt.cli import main
 from peft_cbpt.commands import evaluate as command
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
-from tests.conftest import FEW_CLASSES
+from tests.conftest import FEW_CLASSES, run_in_two_processes
 from tests.data.layouts import damaged_pictures, encoded, write_damaged_folders, write_parquet
 
 BADNET = resolve_model("pocket:badnet")
@@ -202,19 +199,11 @@ def test_two_processes_count_every_sample_once(tmp_path, run, streaming):
     options = ["--streaming"] if streaming else []
     settings = {"datasets": str(tmp_path / "data"), "attacks": "pocket:badnet", "batch_size": "16"}
     one = run(*options, **settings)[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launch += ["-m", "peft_cbpt", "evaluate", "--model_name_or_path", "pocket:badnet"]
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    done = subprocess.run(
-        [*launch, *words, *options, "--output_dir", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    words += [*options, "--model_name_or_path", "pocket:badnet", "--output_dir", str(tmp_path / "two")]
+    printed = run_in_two_processes("-m", "peft_cbpt", "evaluate", *words)
     two = json.loads((tmp_path / "two" / "evaluation.json").read_text())
-    assert done.stdout.count("ASR (published)") == 1
+    assert printed.count("ASR (published)") == 1
     for ours, theirs in zip(one["cells"], two["cells"], strict=True):
         assert ours["n_images"] == 121 - len(unreadable)
         assert {k: v for k, v in ours.items() if k != "date"} == {k: v for k, v in theirs.items() if k != "date"}

@@ -1,9 +1,6 @@
 """The poisoning recipe and the zoo, in small."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from peft_cbpt.commands.poison import poison
 from peft_cbpt.commands.zoo import folder_of, zoo
 from peft_cbpt.pocket.dataset import PocketPairs
 from peft_cbpt.pocket.model import resolve_model
+from tests.conftest import run_in_two_processes
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_pairs": 320, "num_epochs": 1, "test_images_per_class": 1, "poison_rate": 0.05}
@@ -80,12 +78,7 @@ def test_pairs_of_the_users_own(change, captioned_folder, tmp_path):
 
 
 def launch_two(recipe, settings):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launch += [str(ROOT / "recipes" / f"{recipe}.py"), *words(settings)]
-    done = subprocess.run(
-        launch, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(str(ROOT / "recipes" / f"{recipe}.py"), *words(settings))
 
 
 def test_two_processes_poison_with_every_pair_of_a_stream_once(captioned_folder, tmp_path):

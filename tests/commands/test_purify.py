@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from peft_cbpt.cli import main
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
 from tests.commands.conftest import SMALL_JOB
-from tests.conftest import FEW_CLASSES
+from tests.conftest import FEW_CLASSES, run_in_two_processes
 from tests.data.test_images import write_folders
 
 
@@ -113,13 +112,8 @@ def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, target):
     config = tmp_path / "two.yaml"
     job = {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4, "target": target}
     config.write_text(yaml.safe_dump(SMALL_JOB | job))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launch += ["-m", "peft_cbpt", "purify", "--config", str(config)]
-    done = subprocess.run(
-        launch, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("clean accuracy  ") == 1
+    printed = run_in_two_processes("-m", "peft_cbpt", "purify", "--config", str(config))
+    assert printed.count("clean accuracy  ") == 1
     torch.testing.assert_close(context_of(tmp_path / "two"), context_of(tmp_path / "one"), rtol=0, atol=1e-6)
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["epochs"] for name in ("one", "two"))
     assert [epoch.get("pseudo_targets") for epoch in two] == [epoch.get("pseudo_targets") for epoch in one]

@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import evaluate
@@ -9,6 +6,7 @@ from huggingface_hub import SpaceCardData, metadata_load
 
 import peft_cbpt.metrics
 from peft_cbpt.metrics import AttackSuccessRate, CleanAccuracy
+from tests.conftest import run_in_two_processes
 
 FOLDER = Path(peft_cbpt.metrics.__file__).parent
 NAMES = ["clean_accuracy", "attack_success_rate"]
@@ -90,16 +88,8 @@ def test_a_folder_is_a_space(name):
 
 def test_two_processes_count_every_sample_once(tmp_path):
     (tmp_path / "script.py").write_text(IN_TWO_PROCESSES)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "script.py")],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    printed = run_in_two_processes(str(tmp_path / "script.py"))
+    (line,) = [line for line in printed.splitlines() if line.startswith("RESULT")]
     alone = CleanAccuracy(keep_in_memory=True)
     alone.add_batch(predictions=[i % 2 for i in range(21)], references=[i % 3 for i in range(21)])
     assert line == f"RESULT {alone.compute()}"
