@@ -30,7 +30,7 @@ from PIL import Image
 
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import EncodeImage, image_encoder
-from peft_cbpt.clip.versions import package_versions
+from peft_cbpt.common.versions import package_versions
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import render_samples, sample_ids
 from peft_cbpt.pocket.model import resolve_model

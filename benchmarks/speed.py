@@ -39,7 +39,7 @@ def run_cell(cell: str, quick: bool, folder: Path) -> None:
     """Measure one cell in this process and store it."""
     from benchmarks import speed_pocket, speed_processes, speed_shape, speed_whole_runs
     from benchmarks.speed_timing import peak_bytes
-    from peft_cbpt.clip.versions import package_versions
+    from peft_cbpt.common.versions import package_versions
 
     begin = datetime.now(timezone.utc)
     if cell in ("vit_b32", "rn50"):

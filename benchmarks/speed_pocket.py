@@ -13,7 +13,7 @@ from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.data.images import LabelledImages
-from peft_cbpt.evaluation import accuracy, attack_result, encode_images
+from peft_cbpt.evaluation.measure import accuracy, attack_result, encode_images
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model

@@ -10,7 +10,7 @@ from benchmarks import straightforward
 from benchmarks.speed_shapes import attach_prompts, build_clip
 from benchmarks.speed_timing import BATCH, BUDGET, EPOCHS, SHOTS, WARMUP, flops_of, our_step, peak_bytes, seconds_of
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
-from peft_cbpt.purification.inversion import invert_triggers
+from peft_cbpt.method.inversion import invert_triggers
 from peft_cbpt.training.class_shares import SharedClassEncoder
 from peft_cbpt.training.memory import image_batch_size
 from peft_cbpt.tuner.buckets import length_buckets

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from peft_cbpt.purification.inversion import InversionSettings
-from peft_cbpt.purification.losses import ObjectiveWeights, purification_objective
+from peft_cbpt.method.inversion import InversionSettings
+from peft_cbpt.method.losses import ObjectiveWeights, purification_objective
 from peft_cbpt.training.class_shares import SharedClassEncoder
 
 EPOCHS, WARMUP, SHOTS, BATCH, STEPS = 20, 5, 16, 32, 10

@@ -16,8 +16,8 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
-from peft_cbpt.clip.versions import package_versions
-from peft_cbpt.evaluation import accuracy, encode_in_batches, template_text_features
+from peft_cbpt.common.versions import package_versions
+from peft_cbpt.evaluation.measure import accuracy, encode_in_batches, template_text_features
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import PocketPairs, render_samples, sample_ids
 from peft_cbpt.pocket.model import (

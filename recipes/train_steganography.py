@@ -20,7 +20,7 @@ from transformers import HfArgumentParser, set_seed
 
 from peft_cbpt.attacks.steganography import NUM_BITS, WEIGHTS_FILE, Steganographer
 from peft_cbpt.clip.loading import load_clip
-from peft_cbpt.clip.versions import package_versions
+from peft_cbpt.common.versions import package_versions
 from peft_cbpt.pocket.dataset import PocketPairs
 from peft_cbpt.pocket.model import resolve_model
 

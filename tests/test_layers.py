@@ -10,37 +10,41 @@ ROOT = Path(__file__).parents[1]
 
 # From top to bottom; rooms on one line do not know each other.
 LAYERS = [
-    {"recipes", "__main__"},
+    {"recipes", "benchmarks", "__main__"},
     {"cli"},
     {"commands"},
+    {"purify", "scan"},
     {"hub", "reports"},
     {"training"},
     {"evaluation"},
-    {"purification"},
+    {"detection"},
+    {"method"},
+    {"features"},
     {"attacks"},
     {"data"},
     {"metrics"},
     {"pocket"},
+    {"convert"},
     {"clip"},
     {"tuner"},
-    {"errors"},
+    {"common"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # What a room may not use although it lies below or outside: a prefix of the dotted name.
 FORBIDDEN = {
     "": ("torchvision", "pickle", "tests", "recipes"),
-    "peft_cbpt": tuple(f"peft_cbpt.{room}" for room in RANK if room not in ("clip", "tuner", "errors")),
-    "purification": ("peft_cbpt.data", "transformers.Trainer", "transformers.trainer"),
+    "peft_cbpt": tuple(f"peft_cbpt.{room}" for room in RANK if room not in ("clip", "tuner", "common")),
+    "method": ("peft_cbpt.data", "transformers.Trainer", "transformers.trainer"),
 }
 # The one file that may run code from a checkpoint, once the user has allowed it.
-UNSAFE = Path("peft_cbpt/clip/unsafe.py")
+UNSAFE = Path("peft_cbpt/convert/unsafe.py")
 PARSERS = ("argparse", "transformers.HfArgumentParser")
 
 
 def room_of(file: Path) -> str:
     """The room of a path relative to the root; the package's own `__init__` is the room `peft_cbpt`."""
-    if file.parts[0] == "recipes":
-        return "recipes"
+    if file.parts[0] in ("recipes", "benchmarks"):
+        return file.parts[0]
     return "peft_cbpt" if file.name == "__init__.py" and len(file.parts) == 2 else Path(file.parts[1]).stem
 
 
@@ -69,11 +73,11 @@ def reason_against(room: str, name: str) -> str | None:
     def under(*prefixes: str) -> bool:
         return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
-    if under(*FORBIDDEN[""], *FORBIDDEN.get(room, ())):
+    if under(*FORBIDDEN[""], *FORBIDDEN.get(room, ())) or (under("benchmarks") and room != "benchmarks"):
         return "is forbidden here"
-    if under(*PARSERS) and room not in ("recipes", "cli", "commands"):
+    if under(*PARSERS) and room not in ("recipes", "benchmarks", "cli", "commands"):
         return "belongs to the command line"
-    if not under("peft_cbpt") or room in ("peft_cbpt", "recipes"):
+    if not under("peft_cbpt") or room in ("peft_cbpt", "recipes", "benchmarks"):
         return None
     target = (name.split(".") + ["__init__"])[1]
     if target in (room, "__version__"):
@@ -85,7 +89,9 @@ def reason_against(room: str, name: str) -> str | None:
 
 def violations(root: Path) -> list[str]:
     found = []
-    for path in sorted([*root.glob("peft_cbpt/**/*.py"), *root.glob("recipes/**/*.py")]):
+    for path in sorted(
+        [*(file for room in ("peft_cbpt", "recipes", "benchmarks") for file in root.glob(f"{room}/**/*.py"))]
+    ):
         file = path.relative_to(root)
         room = room_of(file)
         if room not in RANK and room != "peft_cbpt":
@@ -115,15 +121,15 @@ def test_the_tree_keeps_its_layers():
         ("peft_cbpt/hub.py", "from .reports import table", "points up"),
         ("peft_cbpt/clip/__init__.py", "import peft_cbpt", "own __init__"),
         ("peft_cbpt/__init__.py", "from .training import CBPTTrainer", "forbidden"),
-        ("peft_cbpt/purification/losses.py", "from ..data import few_shot", "forbidden"),
-        ("peft_cbpt/purification/losses.py", "import transformers\ntransformers.Trainer", "forbidden"),
+        ("peft_cbpt/method/losses.py", "from ..data import few_shot", "forbidden"),
+        ("peft_cbpt/method/losses.py", "import transformers\ntransformers.Trainer", "forbidden"),
         ("peft_cbpt/commands/attack.py", "from recipes import purify", "forbidden"),
         ("peft_cbpt/data/imagenet.py", "import torchvision.transforms", "forbidden"),
         ("peft_cbpt/data/imagenet.py", "from pickle import loads", "forbidden"),
         ("peft_cbpt/data/imagenet.py", "from transformers import HfArgumentParser", "command line"),
         ("peft_cbpt/data/imagenet.py", "import torch\ntorch.load('x', weights_only=False)", "unsafe"),
         ("peft_cbpt/data/imagenet.py", "names = eval('[]')", "unsafe"),
-        ("peft_cbpt/clip/convert.py", "import torch\ntorch.jit.load('x')", "unsafe"),
+        ("peft_cbpt/convert/convert.py", "import torch\ntorch.jit.load('x')", "unsafe"),
         ("peft_cbpt/helpers/text.py", "", "not in LAYERS"),
     ],
 )
@@ -139,9 +145,9 @@ def test_a_violation_is_found(tmp_path, file, source, complaint):
     [
         ("recipes/purify.py", "import argparse\nfrom peft_cbpt import CBPTConfig\nimport peft_cbpt.hub"),
         ("peft_cbpt/__init__.py", "from .tuner import CBPTConfig\n__version__ = '0'"),
-        ("peft_cbpt/hub.py", "from . import __version__, errors\nfrom .training.trainer import CBPTTrainer"),
-        ("peft_cbpt/tuner/model.py", "from .config import CBPTConfig\nfrom ..errors import CBPTError"),
-        ("peft_cbpt/clip/convert.py", "import torch\ntorch.load('x', weights_only=True).eval()"),
+        ("peft_cbpt/hub.py", "from . import __version__, common\nfrom .training.trainer import CBPTTrainer"),
+        ("peft_cbpt/tuner/model.py", "from .config import CBPTConfig\nfrom ..common.errors import CBPTError"),
+        ("peft_cbpt/convert/convert.py", "import torch\ntorch.load('x', weights_only=True).eval()"),
     ],
 )
 def test_what_is_allowed_passes(tmp_path, file, source):

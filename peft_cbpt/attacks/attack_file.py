@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_cbpt.attacks.trigger import Trigger, trigger_from_config, trigger_to_config
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.pocket.model import resolve_model
 
 ATTACK_FILE = "attack.json"

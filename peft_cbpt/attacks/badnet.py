@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from peft_cbpt.attacks.patch import Location, check_patch, paste, unit_pixels
-from peft_cbpt.clip.seeding import keyed_generator
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.seeding import keyed_generator
 
 _NOISE_SIDE = 16  # cells of the noise pattern per side, as in the 16x16 patch at 224 px
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from peft_cbpt.clip.pixels import EncodeImage
-from peft_cbpt.clip.seeding import keyed_generator
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.seeding import keyed_generator
 
 Location = Literal["bottom_right", "center", "random"]
 LOCATIONS = ("bottom_right", "center", "random")

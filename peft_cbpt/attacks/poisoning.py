@@ -14,9 +14,9 @@ from accelerate.utils import tqdm
 from torch.utils.data import Dataset, IterableDataset
 
 from peft_cbpt.attacks.trigger import Trigger, apply_trigger
-from peft_cbpt.clip.seeding import keyed_generator
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.seeding import keyed_generator
 
 _CHUNK = 512
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 
 SIDE = 48
 GRID = 10

@@ -16,7 +16,7 @@ from peft_cbpt.attacks.sig import SIG
 from peft_cbpt.attacks.ssba import SSBA
 from peft_cbpt.attacks.trojvqa import TrojVQA
 from peft_cbpt.attacks.wanet import WaNet
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 
 TRIGGERS: dict[str, type] = {
     "badnet": BadNet,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from peft_cbpt.attacks.patch import OptimisedPatch, PatchMaterial
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_cbpt.attacks.patch import unit_pixels
-from peft_cbpt.clip.seeding import keyed_generator
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.seeding import keyed_generator
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers import (
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.clip.resnet import CLIPResNetConfig
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 
 MODEL_TYPES = (CLIPConfig.model_type, CLIPResNetConfig.model_type)
 

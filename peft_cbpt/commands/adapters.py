@@ -8,7 +8,7 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME
 
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, read_adapter
 from peft_cbpt.pocket.model import resolve_model
 

@@ -9,7 +9,10 @@ is compared with the source before the folder takes its name.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from peft_cbpt.clip.convert import (
+from peft_cbpt.clip.loading import load_clip
+from peft_cbpt.commands.parsing import parse
+from peft_cbpt.common.files import staged_folder
+from peft_cbpt.convert.convert import (
     Checkpoint,
     build_model,
     check_features,
@@ -17,10 +20,7 @@ from peft_cbpt.clip.convert import (
     save_openai,
     save_transformers,
 )
-from peft_cbpt.clip.loading import load_clip
-from peft_cbpt.clip.vocabulary import find_tokenizer
-from peft_cbpt.commands.files import staged_folder
-from peft_cbpt.commands.parsing import parse
+from peft_cbpt.convert.vocabulary import find_tokenizer
 
 
 @dataclass

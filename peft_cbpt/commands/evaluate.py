@@ -17,18 +17,24 @@ from torch import Tensor
 from peft_cbpt.attacks.attack_file import Attack, read_attack, read_attacks
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import image_encoder
-from peft_cbpt.clip.processes import join_processes
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
-from peft_cbpt.clip.versions import package_versions
-from peft_cbpt.commands.cells import cell_key, read_cells, write_cell
-from peft_cbpt.commands.classifiers import TEMPLATE, Classifier, open_classifiers
-from peft_cbpt.commands.eval_sets import EvalSet, open_eval_set
-from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.results import Stopwatch, peak_memory_bytes, print_skipped
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.files import prepare_output, write_json
+from peft_cbpt.common.processes import join_processes
+from peft_cbpt.common.versions import package_versions
 from peft_cbpt.data.skipping import Skipped
-from peft_cbpt.errors import InputError
-from peft_cbpt.evaluation import attack_metrics, check_classes_read, clean_metrics, encode_versions, ranked_classes
+from peft_cbpt.evaluation.cells import cell_key, read_cells, write_cell
+from peft_cbpt.evaluation.classifiers import TEMPLATE, Classifier, open_classifiers
+from peft_cbpt.evaluation.eval_sets import EvalSet, open_eval_set
+from peft_cbpt.evaluation.measure import (
+    attack_metrics,
+    check_classes_read,
+    clean_metrics,
+    encode_versions,
+    ranked_classes,
+)
 from peft_cbpt.pocket.model import resolve_model
 
 EVALUATION_FILE = "evaluation.json"

@@ -8,14 +8,14 @@ from torch.utils.data import IterableDataset
 from transformers import set_seed
 
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
-from peft_cbpt.clip.processes import join_processes
-from peft_cbpt.clip.versions import package_versions
-from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.pairs import POCKET, FineTuningArguments, in_memory, skipped_pairs
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.results import Stopwatch, print_skipped
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.files import prepare_output, write_json
+from peft_cbpt.common.processes import join_processes
+from peft_cbpt.common.versions import package_versions
 from peft_cbpt.data.skipping import Skipped
-from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.model import resolve_model, save_clip_folder
 from peft_cbpt.training.cleanclip_trainer import CleanCLIPCollator, CleanCLIPTrainer
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer

@@ -9,10 +9,10 @@ from accelerate.utils import tqdm
 from torch.utils.data import Dataset, IterableDataset
 from transformers import CLIPImageProcessorPil, TrainingArguments
 
-from peft_cbpt.clip.processes import from_all_processes, num_processes
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.processes import from_all_processes, num_processes
 from peft_cbpt.data.caption_pairs import CaptionPairs, CaptionStream, load_caption_pairs
 from peft_cbpt.data.skipping import Skipped
-from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import PocketPairs
 

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from peft_cbpt.clip.processes import leave_processes
-from peft_cbpt.errors import HubError, InputError
+from peft_cbpt.common.errors import HubError, InputError
+from peft_cbpt.common.processes import leave_processes
 
 INTERRUPTED = 130
 

@@ -19,16 +19,16 @@ from peft_cbpt.attacks.patch import OptimisedPatch, PatchMaterial, PatchOptimisa
 from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
-from peft_cbpt.clip.processes import from_all_processes, join_processes
-from peft_cbpt.clip.versions import package_versions
-from peft_cbpt.commands.files import prepare_output, write_json, write_text
 from peft_cbpt.commands.pairs import POCKET, FineTuningArguments, in_memory, skipped_pairs
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.results import Stopwatch, measure, print_skipped
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.files import prepare_output, write_json, write_text
+from peft_cbpt.common.processes import from_all_processes, join_processes
+from peft_cbpt.common.versions import package_versions
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.skipping import Skipped
-from peft_cbpt.errors import InputError
-from peft_cbpt.evaluation import attack_result, encode_images, template_text_features, text_features
+from peft_cbpt.evaluation.measure import attack_result, encode_images, template_text_features, text_features
 from peft_cbpt.pocket.model import resolve_model, save_clip_folder
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
 

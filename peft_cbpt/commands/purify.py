@@ -22,8 +22,6 @@ from peft_cbpt.attacks.attack_file import Attack, read_attacks
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
-from peft_cbpt.clip.versions import package_versions
-from peft_cbpt.commands.files import prepare_output, write_json
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.push import name_of_base, plan_push
 from peft_cbpt.commands.results import (
@@ -34,11 +32,13 @@ from peft_cbpt.commands.results import (
     print_table,
     settings_of,
 )
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.files import prepare_output, write_json
+from peft_cbpt.common.versions import package_versions
 from peft_cbpt.data.few_shot import sample_few_shots
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.skipping import Skipped
-from peft_cbpt.errors import InputError
-from peft_cbpt.evaluation import encode_images
+from peft_cbpt.evaluation.measure import encode_images
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.hub.card import write_card
 from peft_cbpt.hub.sharing import shareable

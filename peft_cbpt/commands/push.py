@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from peft_cbpt.commands.parsing import folder_first, parse
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.hub import check_destination, push_adapter
 from peft_cbpt.hub.sharing import is_local
 

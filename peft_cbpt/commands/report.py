@@ -14,13 +14,13 @@ from transformers import TrainingArguments
 from peft_cbpt.attacks import trigger_from_config
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.commands.adapters import adapter_folder, load_adapter, load_base, read_json
-from peft_cbpt.commands.files import prepare_output
 from peft_cbpt.commands.parsing import folder_first, parse
 from peft_cbpt.commands.purify import PurifyArguments, class_features, load_images
 from peft_cbpt.commands.results import SCHEMA_VERSION
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.files import prepare_output
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE
-from peft_cbpt.purification.inversion import InversionSettings
+from peft_cbpt.method.inversion import InversionSettings
 from peft_cbpt.reports.page import render_page
 from peft_cbpt.reports.pictures import PurifiedModel, draw_pictures
 from peft_cbpt.reports.style import png_bytes, write_bytes

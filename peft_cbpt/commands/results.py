@@ -19,7 +19,7 @@ except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
 from peft_cbpt.attacks.attack_file import Attack
-from peft_cbpt.evaluation import EncodedImages, accuracy, attack_result
+from peft_cbpt.evaluation.measure import EncodedImages, accuracy, attack_result
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.hub.evidence import suspected
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments

@@ -9,11 +9,11 @@ import datasets
 from torch.utils.data import Dataset, IterableDataset
 from transformers import CLIPImageProcessorPil
 
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.decoding import UnreadableImage, model_pixels, read_image
 from peft_cbpt.data.skipping import SkipLog, Skipped
 from peft_cbpt.data.sources import Rows, find_column, keep_encoded, open_source, row_prefix
 from peft_cbpt.data.streams import my_share, rows_in_order
-from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.dataset import PocketPairs
 
 NO_CAPTION = "it has no caption"

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.tars import open_member
-from peft_cbpt.errors import InputError
 
 MAX_ASPECT_RATIO = 16
 _ORIENTATION = 0x0112  # EXIF tag

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from accelerate.utils import tqdm
 
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.decoding import UnreadableImage
 from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.data.skipping import Skipped
-from peft_cbpt.errors import InputError
 
 
 def few_shot_order(labels: Sequence[int], sample_ids: Sequence[str], seed: int) -> dict[int, list[int]]:

@@ -8,6 +8,7 @@ import datasets
 from torch.utils.data import Dataset
 from transformers import CLIPImageProcessorPil
 
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.decoding import UnreadableImage, model_pixels, read_image
 from peft_cbpt.data.imagenet import HubCopy, find_variant
 from peft_cbpt.data.labels import (
@@ -21,7 +22,6 @@ from peft_cbpt.data.labels import (
 )
 from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.data.sources import Rows, find_column, keep_encoded, open_hub_copy, open_source, row_prefix
-from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.atlas import class_names as pocket_class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
 

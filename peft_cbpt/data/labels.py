@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 
 NEARLY_ALL = 0.95
 NO_LABEL = -1  # how Hub datasets mark rows of unlabelled splits

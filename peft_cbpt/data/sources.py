@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import datasets
 
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.imagenet import HubCopy
 from peft_cbpt.data.tars import image_suffixes, read_tar_samples
-from peft_cbpt.errors import InputError
 
 # What webdataset and caption corpora call the columns that we call by one name.
 OTHER_NAMES = {"image": ("jpg", "jpeg", "png", "webp"), "label": ("cls",), "caption": ("text", "txt")}

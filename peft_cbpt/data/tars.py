@@ -11,7 +11,7 @@ from typing import IO
 from accelerate.utils import tqdm
 from PIL import Image
 
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 
 
 @dataclass

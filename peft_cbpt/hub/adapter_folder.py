@@ -7,7 +7,7 @@ from typing import Any
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.hub.sharing import is_local, shareable
 from peft_cbpt.tuner import CBPTConfig
 

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from peft_cbpt import __version__
-from peft_cbpt.errors import HubError, InputError
+from peft_cbpt.common.errors import HubError, InputError
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, base_name, find_pictures, read_adapter, read_results
 from peft_cbpt.hub.card import CARD_FILE, write_card
 from peft_cbpt.hub.evidence import eval_results_file

@@ -6,8 +6,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from peft_cbpt.clip.seeding import keyed_generator
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.pocket.atlas import class_names as all_class_names
 from peft_cbpt.pocket.captions import caption
 from peft_cbpt.pocket.render import DOMAINS, IMAGE_SIZE, draw_scene, render

@@ -18,7 +18,7 @@ from transformers import (
 
 from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel, CLIPResNetVisionConfig
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.pocket.atlas import ASSETS, class_names
 from peft_cbpt.pocket.render import BACKGROUND_COLOURS, IMAGE_SIZE
 

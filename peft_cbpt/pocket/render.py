@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_cbpt.clip.seeding import keyed_generator
+from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.pocket.atlas import class_names, load_sprites
 
 IMAGE_SIZE = 48

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from peft_cbpt.attacks import apply_trigger
 from peft_cbpt.attacks.attack_file import Attack
-from peft_cbpt.evaluation import EncodedImages, accuracy, attack_result
+from peft_cbpt.evaluation.measure import EncodedImages, accuracy, attack_result
 from peft_cbpt.reports.bars import before_after_bars
 from peft_cbpt.reports.style import AFTER, BEFORE, new_figure, png_bytes, write_bytes
 

@@ -14,9 +14,9 @@ from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.clip.pixels import EncodeImage, image_encoder
 from peft_cbpt.data.images import LabelledImages
-from peft_cbpt.evaluation import EncodedImages, encode_images
-from peft_cbpt.purification.inversion import InversionSettings, invert_triggers
-from peft_cbpt.purification.targets import PositiveRule, choose_positives, runner_up
+from peft_cbpt.evaluation.measure import EncodedImages, encode_images
+from peft_cbpt.method.inversion import InversionSettings, invert_triggers
+from peft_cbpt.method.targets import PositiveRule, choose_positives, runner_up
 from peft_cbpt.reports.bars import attacks_figure, summary_figure
 from peft_cbpt.reports.curves import curves_figure
 from peft_cbpt.reports.embedding_map import Embeddings, embedding_map, embedding_map_figure

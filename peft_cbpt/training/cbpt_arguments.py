@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from peft_cbpt.errors import InputError
-from peft_cbpt.purification.dummy_triggers import DummyTriggerSettings
-from peft_cbpt.purification.inversion import InversionSettings
-from peft_cbpt.purification.losses import ObjectiveWeights
-from peft_cbpt.purification.suspects import EVIDENCE
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.detection.suspects import EVIDENCE
+from peft_cbpt.method.inversion import InversionSettings
+from peft_cbpt.method.losses import ObjectiveWeights
+from peft_cbpt.training.dummy_triggers import DummyTriggerSettings
 
 _NOT_NEGATIVE = ("lambda_bn", "lambda_adv", "lambda_align", "alpha", "warmup_epochs", "weight_decay", "momentum")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -18,18 +18,18 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from peft_cbpt.clip.pixels import PixelNormalizer
-from peft_cbpt.clip.processes import any_process
-from peft_cbpt.purification.dummy_triggers import DummyTriggers
-from peft_cbpt.purification.losses import l_bn, purification_objective
-from peft_cbpt.purification.targets import runner_up, surest_first
-from peft_cbpt.purification.trigger_inverter import TriggerInverter, pairs_of
+from peft_cbpt.common.processes import any_process
+from peft_cbpt.method.losses import l_bn, purification_objective
+from peft_cbpt.method.targets import runner_up, surest_first
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.checkpoints import check_checkpoint, job_hash, write_job
 from peft_cbpt.training.class_shares import SharedClassEncoder
+from peft_cbpt.training.dummy_triggers import DummyTriggers
 from peft_cbpt.training.epoch_log import EpochLog
 from peft_cbpt.training.inverter import ImagesToInvert, cache_keys, make_dummy_triggers, make_inverter, open_cache
 from peft_cbpt.training.optimization import context_optimizer, cosine_over_epochs
 from peft_cbpt.training.samples import BankRows, checked_samples, collate
+from peft_cbpt.training.trigger_inverter import TriggerInverter, pairs_of
 
 STAGING_FOLDER = ".incomplete"
 
@@ -39,8 +39,8 @@ class CBPTTrainer(Trainer):
 
     The image encoder is frozen and images are not augmented, so clean images are encoded once. With the
     default `target="suspected"`, triggers towards the class that the model seems backdoored towards are found
-    once, before the first epoch (see `purification.dummy_triggers`); with `target="runner_up"`, as published,
-    the inner loop runs once for every pair of an image and its y' (see `purification.trigger_inverter`).
+    once, before the first epoch (see `training.dummy_triggers`); with `target="runner_up"`, as published,
+    the inner loop runs once for every pair of an image and its y' (see `training.trigger_inverter`).
     Features are kept on disk for others. An outer step is then a pass of the text tower only. Nothing but
     `cbpt_context` is given a gradient. Several processes share the classes and the images.
 

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import PixelNormalizer
-from peft_cbpt.errors import InputError
-from peft_cbpt.purification.disk_cache import fingerprint
-from peft_cbpt.purification.dummy_triggers import DummyTriggerSettings
-from peft_cbpt.purification.inversion import InversionSettings
-from peft_cbpt.purification.target_search import ALL_BUDGETS, SEARCH_IMAGES, SEARCHES
-from peft_cbpt.purification.universal import MOST_WAVES, Budget
-from peft_cbpt.purification.universal_features import TRIGGER_BUDGETS
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.detection.target_search import ALL_BUDGETS, SEARCH_IMAGES, SEARCHES
+from peft_cbpt.detection.universal import MOST_WAVES, Budget
+from peft_cbpt.features.disk_cache import fingerprint
+from peft_cbpt.method.inversion import InversionSettings
+from peft_cbpt.training.dummy_triggers import DummyTriggerSettings
 from peft_cbpt.training.samples import Samples
+from peft_cbpt.training.universal_features import TRIGGER_BUDGETS
 from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import computation, weights_fingerprint
 

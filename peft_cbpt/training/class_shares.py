@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_cbpt.clip.processes import gather_rows, num_processes
+from peft_cbpt.common.processes import gather_rows, num_processes
 from peft_cbpt.training.forward_redirection import call_through
 from peft_cbpt.training.memory import TextChunks, text_chunks
 

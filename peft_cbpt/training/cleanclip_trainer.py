@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from peft_cbpt.clip.pixels import PixelNormalizer
-from peft_cbpt.clip.seeding import keyed_generator
+from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer, contrastive_loss
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSam
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from peft_cbpt.clip.pixels import PixelNormalizer
-from peft_cbpt.clip.processes import share_buffers
+from peft_cbpt.common.processes import share_buffers
 from peft_cbpt.tuner.last_layer import only_pooled_tokens
 
 MAX_LOGIT_SCALE = math.log(100)

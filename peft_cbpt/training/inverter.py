@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
-from peft_cbpt.purification.disk_cache import DiskCache, default_cache_dir
-from peft_cbpt.purification.dummy_triggers import DummyTriggers
-from peft_cbpt.purification.feature_bank import build_feature_bank
-from peft_cbpt.purification.feature_store import FeatureStore
-from peft_cbpt.purification.target_search import FrozenText, find_suspects, search_for_collapse
-from peft_cbpt.purification.trigger_inverter import TriggerInverter
-from peft_cbpt.purification.universal_features import UniversalFeatures, universal_triggers
+from peft_cbpt.detection.target_search import FrozenText, find_suspects, search_for_collapse
+from peft_cbpt.features.bank import build_feature_bank
+from peft_cbpt.features.disk_cache import DiskCache, default_cache_dir
+from peft_cbpt.features.store import FeatureStore
 from peft_cbpt.training.cbpt_arguments import DTYPES, CBPTTrainingArguments
 from peft_cbpt.training.checkpoints import bank_key, inversion_key, search_key, universal_key
+from peft_cbpt.training.dummy_triggers import DummyTriggers
 from peft_cbpt.training.memory import image_batch_size
 from peft_cbpt.training.samples import Samples
+from peft_cbpt.training.trigger_inverter import TriggerInverter
+from peft_cbpt.training.universal_features import UniversalFeatures, universal_triggers
 
 
 @dataclass(frozen=True)

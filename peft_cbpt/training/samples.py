@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from peft_cbpt.clip.processes import from_all_processes, own_share
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.processes import from_all_processes, own_share
 
 
 class BankRows(Dataset):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from peft_cbpt.attacks import BadCLIP, TrojVQA
 from peft_cbpt.attacks.patch import PatchMaterial, PatchOptimisation, paste, store_cells, stored_cells
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 
 SETTINGS = PatchOptimisation(steps=60, batch_size=8, learning_rate=0.05)
 

@@ -6,7 +6,7 @@ import torch
 from peft_cbpt.attacks import SIG, BadNet, TrojVQA, apply_trigger
 from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream, poisoned_indices
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.pocket.dataset import PocketPairs
 
 POISON = Poison(BadNet(patch_size=0.125), "banana", 0.1, seed=0)

@@ -3,7 +3,7 @@ import torch
 
 from peft_cbpt.attacks import SSBA, apply_trigger
 from peft_cbpt.attacks.steganography import bits_to_secret, secret_to_bits, shipped_steganographer
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.pocket.dataset import PocketPairs
 
 

@@ -19,7 +19,7 @@ from peft_cbpt.attacks import (
     trigger_to_config,
 )
 from peft_cbpt.attacks.patch import store_cells
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 
 PATCH = store_cells(torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)))
 TABLE = {

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks import pocket_purify
-from peft_cbpt.commands.benchmark import benchmark
+from benchmarks.paper.benchmark import benchmark
 
 ROOT = Path(__file__).parents[2]
 README = " ".join((ROOT / "README.md").read_text().split())
@@ -31,7 +31,7 @@ def test_the_page_of_results_is_made_of_the_stored_cells(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     shutil.copytree("docs/images/results", tmp_path / "images" / "results")
     benchmark(["--render_only", "true", "--page", str(tmp_path / "results.md")])
-    assert (tmp_path / "results.md").read_text() == PAGE, "run: python recipes/benchmark.py --render_only true"
+    assert (tmp_path / "results.md").read_text() == PAGE, "run: python -m benchmarks.paper --render_only true"
 
 
 def test_the_readmes_table_is_made_of_the_stored_runs(capsys, monkeypatch):

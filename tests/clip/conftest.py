@@ -1,1 +1,1 @@
-from tests.clip.published_clips import tiny_architectures  # noqa: F401
+from tests.convert.published_clips import tiny_architectures  # noqa: F401

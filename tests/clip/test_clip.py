@@ -8,8 +8,8 @@ from transformers import AutoModel
 
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.decoding import read_image
-from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.tuner import CBPTConfig, CBPTModel
 from peft_cbpt.tuner.fingerprint import weights_fingerprint

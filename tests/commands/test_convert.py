@@ -12,11 +12,11 @@ from torch import nn
 from transformers import AutoModel
 
 from peft_cbpt.cli import main
-from peft_cbpt.clip.convert import OPENAI_FILE, build_model, checkpoint_of
-from peft_cbpt.clip.layout import to_transformers
 from peft_cbpt.clip.loading import load_clip
+from peft_cbpt.convert.convert import OPENAI_FILE, build_model, checkpoint_of
+from peft_cbpt.convert.layout import to_transformers
 from peft_cbpt.pocket.model import resolve_model
-from tests.clip.published_clips import TINY, tiny_architectures, tiny_weights  # noqa: F401
+from tests.convert.published_clips import TINY, tiny_architectures, tiny_weights  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("tiny_architectures")
 OPEN_CLIP_IMAGES = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]}
@@ -263,7 +263,7 @@ def test_a_wrong_conversion_is_noticed(tmp_path, capsys, monkeypatch):
         q, k = (f"vision_model.encoder.layers.0.self_attn.{letter}_proj.weight" for letter in "qv")
         return renamed | {q: renamed[k], k: renamed[q]}
 
-    monkeypatch.setattr("peft_cbpt.clip.convert.to_transformers", swapped)
+    monkeypatch.setattr("peft_cbpt.convert.convert.to_transformers", swapped)
     assert convert(tmp_path / "clip.safetensors", "--output_dir", tmp_path / "out") == 2
     assert "features differ from the source's" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

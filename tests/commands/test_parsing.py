@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from peft_cbpt.clip.processes import from_all_processes, join_processes
+from peft_cbpt.common.processes import from_all_processes, join_processes
 from peft_cbpt.commands.parsing import run_command
 
 def gloo_threads():

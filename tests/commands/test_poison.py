@@ -8,14 +8,14 @@ import torch
 import yaml
 from PIL import Image
 
+from benchmarks.paper.contact_sheet import contact_sheet
+from benchmarks.paper.zoo import folder_of, zoo
 from peft_cbpt.attacks import TRIGGERS
 from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.clip.loading import load_clip
-from peft_cbpt.commands.contact_sheet import contact_sheet
 from peft_cbpt.commands.finetune import finetune
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.poison import poison
-from peft_cbpt.commands.zoo import folder_of, zoo
 from peft_cbpt.pocket.dataset import PocketPairs
 from peft_cbpt.pocket.model import resolve_model
 from tests.conftest import run_in_two_processes

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader
 
 from peft_cbpt.attacks import BadNet
 from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.caption_pairs import NO_CAPTION, load_caption_pairs
-from peft_cbpt.errors import InputError
 from tests.data.layouts import damaged_pictures, write_parquet, write_tar
 
 EMPTY = {3: "", 4: "  ", 5: None}

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.few_shot import few_shot_order, sample_few_shots
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
-from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.dataset import pocket_dataset
 from tests.data.layouts import write_damaged_folders
 

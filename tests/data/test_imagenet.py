@@ -6,12 +6,12 @@ import datasets
 import numpy as np
 import pytest
 
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data import images, sources
 from peft_cbpt.data.imagenet import IMAGENET_FAMILY, ImageNetVariant, find_variant, imagenet_classes
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.streams import LabelledStream
 from peft_cbpt.data.tars import open_member
-from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.dataset import pocket_dataset
 from tests.data.layouts import encoded, write_parquet, write_tar
 

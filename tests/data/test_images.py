@@ -4,8 +4,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
-from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.dataset import pocket_dataset
 
 NAMES = ["dog", "banana", "pizza"]

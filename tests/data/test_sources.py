@@ -4,9 +4,9 @@ import datasets
 import pytest
 from PIL import Image
 
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.sources import open_source
-from peft_cbpt.errors import InputError
 from peft_cbpt.pocket.dataset import pocket_dataset
 from tests.data.layouts import encoded, write_parquet, write_tar
 from tests.data.test_images import write_folders

@@ -3,11 +3,11 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data import streams
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.data.streams import LabelledStream, my_share
-from peft_cbpt.errors import InputError
 from tests.data.layouts import damaged_pictures, encoded, write_parquet
 
 NAMES = ["dog", "banana", "pizza", "chair"]

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 
 from peft_cbpt.cli import main
-from peft_cbpt.errors import HubError, InputError
+from peft_cbpt.common.errors import HubError, InputError
 from peft_cbpt.hub import push_adapter
 from peft_cbpt.hub.sharing import shareable, without_local_paths
 from tests.hub.conftest import BASE_ID, JOB

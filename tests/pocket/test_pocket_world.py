@@ -11,8 +11,8 @@ from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.resnet import CLIPResNetModel
-from peft_cbpt.errors import InputError
-from peft_cbpt.evaluation import accuracy, attack_result, encode_in_batches, template_text_features
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.evaluation.measure import accuracy, attack_result, encode_in_batches, template_text_features
 from peft_cbpt.pocket.atlas import SPRITE_SIZE, class_names, load_sprites
 from peft_cbpt.pocket.dataset import PocketPairs, pocket_dataset, render_samples, sample_ids
 from peft_cbpt.pocket.model import SHIPPED_MODELS, build_model, build_tokenizer, resolve_model

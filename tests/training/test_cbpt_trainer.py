@@ -9,7 +9,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers import TrainingArguments
 
-from peft_cbpt.errors import InputError
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 from peft_cbpt.training.forward_redirection import call_through

@@ -7,11 +7,11 @@ from peft import get_peft_model
 from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.data.images import LabelledImages
-from peft_cbpt.evaluation import accuracy, attack_result, encode_images
+from peft_cbpt.detection import suspects
+from peft_cbpt.evaluation.measure import accuracy, attack_result, encode_images
+from peft_cbpt.method.targets import runner_up
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
-from peft_cbpt.purification import suspects
-from peft_cbpt.purification.targets import runner_up
 from peft_cbpt.training import cbpt_trainer
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer

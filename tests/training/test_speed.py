@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peft_cbpt.clip.pixels import image_encoder, prefer_channels_last
-from peft_cbpt.purification.inversion import InversionSettings, invert_triggers
+from peft_cbpt.method.inversion import InversionSettings, invert_triggers
 from peft_cbpt.training.memory import TextChunks, activation_bytes, image_batch_size, text_chunks
 from tests.training.test_cbpt_trainer import make_trainer, trained_context
 

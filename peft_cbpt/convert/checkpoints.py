@@ -1,0 +1,98 @@
+"""Reading the weights of somebody else's checkpoint without running what is in it."""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.convert import unsafe
+
+# Where training code puts the weights beside optimiser and epoch.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+PARALLEL_PREFIX = "module."
+ALLOW = "give --allow-unsafe if you trust whoever made the file"
+
+
+def read_weights(file: Path, allow_unsafe: bool = False) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, a torch pickle or a TorchScript archive, by name, on the CPU.
+
+    Weights within a training checkpoint are found, and the `module.` of parallel training is taken off the names.
+
+    Args:
+        file: The checkpoint.
+        allow_unsafe: Also read what runs code when it is loaded.
+
+    Raises:
+        InputError: if the file is damaged, holds no weights, or would run code and that is not allowed.
+    """
+    if not file.is_file():
+        raise InputError(f"there is no file {file}")
+    try:
+        content = _read(file, allow_unsafe)
+    except (InputError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise InputError(
+            f"cannot read {file}: it is damaged or no checkpoint; download it again ({_first_line(error)})"
+        ) from error
+    return _unwrapped(content, file)
+
+
+def _read(file: Path, allow_unsafe: bool) -> Any:
+    with file.open("rb") as stream:
+        start = stream.read(9)
+    if file.suffix == ".safetensors" or start[8:] == b"{":
+        return load_file(file)
+    if _is_torchscript(file):
+        if allow_unsafe:
+            return unsafe.run_torchscript(file)
+        raise InputError(
+            f"{file} is a TorchScript archive, as OpenAI published its models: a program, which can do anything when "
+            f"it is loaded; {ALLOW}, or convert a copy in safetensors"
+        )
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "Weights only load failed" not in str(error):
+            raise
+        if allow_unsafe:
+            return unsafe.run_pickle(file)
+        called = re.search(r"GLOBAL ([\w.]*\w)", str(error))
+        wish = f"wants to call {called[1]}" if called else "holds more than weights"
+        raise InputError(
+            f"{file} is a pickle that {wish}, so loading it could run any code; {ALLOW}, or ask for the weights "
+            "alone, in safetensors"
+        ) from error
+
+
+def _is_torchscript(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.split("/")[1:2] in (["code"], ["constants.pkl"]) for name in archive.namelist())
+
+
+def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{file} holds no state dict but a {type(content).__name__}: give a file of named weights")
+    odd = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
+    if odd is not None:
+        raise InputError(f"{file} holds no state dict: {odd!r} is a {type(content[odd]).__name__}, not a tensor")
+    weights = dict(content)
+    while all(name.startswith(PARALLEL_PREFIX) for name in weights):
+        weights = {name.removeprefix(PARALLEL_PREFIX): value for name, value in weights.items()}
+    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

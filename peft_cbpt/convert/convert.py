@@ -1,0 +1,275 @@
+"""Other people's CLIP checkpoints to transformers folders, and back to OpenAI's layout."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
+
+from peft_cbpt.clip.loading import MODEL_TYPES
+from peft_cbpt.clip.pixels import PixelNormalizer
+from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.convert.architecture import ARCHITECTURES, config_for, recognise, shapes_of
+from peft_cbpt.convert.checkpoints import read_weights
+from peft_cbpt.convert.layout import is_bookkeeping, to_openai, to_transformers
+from peft_cbpt.convert.reference import image_features, text_features
+from peft_cbpt.tuner.base import LEGACY_EOS_TOKEN_ID
+
+OPENAI_FILE = "openai_state_dict.safetensors"
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+DEFAULT_ACTIVATION = "quick_gelu"
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A CLIP as it was found.
+
+    Args:
+        weights: In OpenAI's layout, float32, nothing but weights.
+        config: The transformers config that goes with them.
+        architecture: A key of `ARCHITECTURES`, or "custom" for a transformers folder of other shapes.
+        folder: The transformers folder it comes from, which also has tokenizer and image processor; else None.
+    """
+
+    weights: dict[str, Tensor]
+    config: CLIPConfig
+    architecture: str
+    folder: Path | None = None
+    normalization: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """`image_mean` and `image_std` where a checkpoint has others than OpenAI's."""
+
+    @property
+    def activation(self) -> str:
+        """The text tower's activation."""
+        text: Any = self.config.text_config
+        return text.hidden_act
+
+
+def read_checkpoint(source: str, activation: str | None = None, allow_unsafe: bool = False) -> Checkpoint:
+    """Read a CLIP in OpenAI's, OpenCLIP's or transformers' layout.
+
+    Args:
+        source: A file (safetensors, torch pickle, TorchScript), or a folder of transformers or OpenCLIP.
+        activation: `quick_gelu` or `gelu`, which the weights do not tell. By default a folder's config says it, and
+            for a file it is `quick_gelu`, as in OpenAI's models.
+        allow_unsafe: Also read files that run code when they are loaded.
+
+    Raises:
+        InputError: if it cannot be read, is of no recognised architecture, or weights are missing or left over.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise InputError(f"there is no checkpoint {source}: give a file or a folder")
+    if path.is_dir() and (path / "config.json").is_file():
+        return _read_transformers(path, activation, allow_unsafe)
+    said: str | None = activation
+    normalization: dict[str, list[float]] = {}
+    if path.is_dir():
+        if not (path / OPEN_CLIP_CONFIG).is_file():
+            raise InputError(
+                f"the folder {source} has no config.json or {OPEN_CLIP_CONFIG}: give the checkpoint's file"
+            )
+        found, normalization = _open_clip_settings(path / OPEN_CLIP_CONFIG)
+        said = activation or found
+        path = _weight_files(path)[0]
+    weights = read_weights(path, allow_unsafe)
+    if any(name.startswith("vision_model.") for name in weights):
+        weights = to_openai(weights)
+    return replace(checkpoint_of(weights, said or DEFAULT_ACTIVATION, str(path)), normalization=normalization)
+
+
+def checkpoint_of(
+    weights: Mapping[str, Tensor], activation: str = DEFAULT_ACTIVATION, source: str = "the state dict"
+) -> Checkpoint:
+    """A state dict in OpenAI's layout as a checkpoint.
+
+    Raises:
+        InputError: if it is of no recognised architecture, or weights are missing or left over.
+    """
+    name = recognise(weights)
+    vocab_size, num_positions = (_rows(weights, key) for key in ("token_embedding.weight", "positional_embedding"))
+    config = config_for(name, vocab_size, num_positions, activation)
+    return Checkpoint(_checked(weights, config, source), config, name)
+
+
+def build_model(checkpoint: Checkpoint) -> CLIPModel:
+    """The checkpoint as a transformers model, float32, in eval mode."""
+    weights = {name: value.contiguous() for name, value in to_transformers(checkpoint.weights).items()}
+    norms = [name.removesuffix("running_mean") for name in weights if name.endswith("running_mean")]
+    weights |= {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}
+    model_class = CLIPResNetModel if isinstance(checkpoint.config, CLIPResNetConfig) else CLIPModel
+    model: Any = model_class.from_pretrained(None, config=checkpoint.config, state_dict=weights)
+    return model
+
+
+@torch.no_grad()
+def feature_difference(weights: Mapping[str, Tensor], model: CLIPModel, seed: int = 0) -> tuple[float, float]:
+    """How far a model's features are from those of the weights in OpenAI's layout, computed without the model's code.
+
+    Two seeded noise images and two seeded token rows, one of full length, go through `clip.reference` and through the
+    model.
+
+    Returns:
+        Largest differences of image and of text features, all of unit norm.
+    """
+    config: Any = model.config
+    text, vision = config.text_config, config.vision_config
+    generator = torch.Generator().manual_seed(seed)
+    pixels = PixelNormalizer()(torch.rand(2, 3, vision.image_size, vision.image_size, generator=generator))
+    length, eos = text.max_position_embeddings, text.vocab_size - 1
+    ids = torch.randint(1, text.vocab_size - 2, (2, length), generator=generator)
+    eos_places = torch.tensor([length - 1, length // 2])
+    if text.eos_token_id != LEGACY_EOS_TOKEN_ID:
+        eos = text.eos_token_id
+        ids[ids == eos] = 0
+    ids[torch.arange(2), eos_places] = eos
+    strides = tuple(getattr(vision, "strides", ()))
+    act = getattr(vision, "hidden_act", text.hidden_act)
+    expected = (
+        image_features(weights, pixels, vision.num_attention_heads, act, strides),
+        text_features(weights, ids, text.num_attention_heads, text.hidden_act, eos_places),
+    )
+    found = (
+        model.get_image_features(pixel_values=pixels).pooler_output,
+        model.get_text_features(input_ids=ids).pooler_output,
+    )
+    images, texts = (
+        (F.normalize(one, dim=-1) - F.normalize(other, dim=-1)).abs().max().item()
+        for one, other in zip(expected, found, strict=True)
+    )
+    return images, texts
+
+
+def check_features(weights: Mapping[str, Tensor], model: CLIPModel) -> tuple[float, float]:
+    """`feature_difference`, refused above `TOLERANCE`.
+
+    Raises:
+        InputError: if the model gives other features than the weights it was made from, or no finite ones.
+    """
+    differences = feature_difference(weights, model)
+    if not max(differences) <= TOLERANCE:
+        raise InputError(
+            f"the converted model's features differ from the source's by {differences[0]:.1e} (images) and "
+            f"{differences[1]:.1e} (texts), or are not finite: nothing was written"
+        )
+    return differences
+
+
+def save_transformers(
+    folder: Path, model: CLIPModel, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write weights as float32 safetensors, config, tokenizer and image processor.
+
+    Raises:
+        InputError: if the tokenizer is not that of the weights.
+    """
+    text: Any = model.config.text_config
+    vision: Any = model.config.vision_config
+    if len(tokenizer) != text.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} entries and the weights {text.vocab_size}: give the --tokenizer that "
+            "the model was trained with"
+        )
+    image_processor = _image_processor(checkpoint, vision.image_size)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor.save_pretrained(folder)
+
+
+def save_openai(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the weights in OpenAI's layout as one safetensors file, for code that builds on OpenAI's or OpenCLIP's."""
+    save_file({name: value.contiguous() for name, value in checkpoint.weights.items()}, folder / OPENAI_FILE)
+
+
+def _image_processor(checkpoint: Checkpoint, side: int) -> CLIPImageProcessorPil:
+    """The folder's own, or CLIP's at the model's resolution where there is none."""
+    folder = checkpoint.folder
+    if folder is None or not any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
+        size, crop = {"shortest_edge": side}, {"height": side, "width": side}
+        return CLIPImageProcessorPil(size=size, crop_size=crop, **checkpoint.normalization)  # type: ignore[arg-type]
+    try:
+        return CLIPImageProcessorPil.from_pretrained(folder)
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise InputError(f"cannot read the image processor in {folder}: {str(error).splitlines()[0]}") from error
+
+
+def _read_transformers(folder: Path, activation: str | None, allow_unsafe: bool) -> Checkpoint:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise InputError(f"cannot read {folder / 'config.json'}: {str(error).splitlines()[0]}") from error
+    if config.model_type not in MODEL_TYPES:
+        raise InputError(f"{folder} is a {config.model_type!r} model, not a CLIP: give a CLIP checkpoint")
+    if activation not in (None, config.text_config.hidden_act):
+        raise InputError(
+            f"the config of {folder} says {config.text_config.hidden_act}, not {activation}: mend it there"
+        )
+    weights: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        weights |= read_weights(file, allow_unsafe)
+    weights = _checked(to_openai(weights), config, str(folder))
+    shapes = shapes_of(weights)
+    name = next((name for name, known in ARCHITECTURES.items() if known == shapes), "custom")
+    return Checkpoint(weights, config, name, folder)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for pattern in ("model*.safetensors", "open_clip*.safetensors", "pytorch_model*.bin", "open_clip*.bin"):
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise InputError(f"the folder {folder} holds no weights (model.safetensors or pytorch_model.bin)")
+
+
+def _open_clip_settings(file: Path) -> tuple[str, dict[str, list[float]]]:
+    """Activation, and mean and standard deviation of the pixels where they are said."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        images = content.get("preprocess_cfg", {})
+        normalization = {f"image_{name}": list(images[name]) for name in ("mean", "std") if name in images}
+        return "quick_gelu" if content["model_cfg"].get("quick_gelu") else "gelu", normalization
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"cannot read {file}: {type(error).__name__}; give the weights' file instead") from error
+
+
+def _rows(weights: Mapping[str, Tensor], name: str) -> int:
+    if name not in weights:
+        raise InputError(f"the checkpoint lacks {name}: it is incomplete or no CLIP")
+    return weights[name].shape[0]
+
+
+def _checked(weights: Mapping[str, Tensor], config: CLIPConfig, source: str) -> dict[str, Tensor]:
+    """The weights that the config asks for, none missing or left over, without bookkeeping.
+
+    Raises:
+        InputError: if they do not go together.
+    """
+    with torch.device("meta"):
+        expected = to_openai(AutoModel.from_config(config).state_dict())
+    expected = {name: value for name, value in expected.items() if not is_bookkeeping(name)}
+    weights = {name: value for name, value in weights.items() if not is_bookkeeping(name)}
+    if "logit_scale" in weights:
+        weights["logit_scale"] = weights["logit_scale"].reshape(())  # some of OpenCLIP's have one dimension
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unexpected:
+        raise InputError(
+            f"{source} does not go with its architecture: {len(missing)} missing ({_some(missing)}), "
+            f"{len(unexpected)} unexpected ({_some(unexpected)})"
+        )
+    wrong = [name for name, value in expected.items() if value.shape != weights[name].shape]
+    if wrong:
+        shapes = f"{tuple(weights[wrong[0]].shape)} for {tuple(expected[wrong[0]].shape)}"
+        raise InputError(f"{source} has {len(wrong)} weights of other shapes, such as {wrong[0]}: {shapes}")
+    return weights
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

@@ -1,0 +1,185 @@
+"""Classifiers to measure: template prompts, CBPT adapters, other PEFT adapters, whole models."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor
+
+from peft_cbpt.attacks.attack_file import Attack
+from peft_cbpt.clip.loading import LoadedCLIP, load_clip
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.evaluation.measure import template_text_features
+from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.tuner import CBPTConfig
+from peft_cbpt.tuner.fingerprint import computation, weights_fingerprint
+
+TEMPLATE = "template"
+# Where an adapter came from does not change what it answers.
+_NOT_HASHED = ("base_model_name_or_path", "revision", "inference_mode", "tokenizer_name_or_path", "auto_mapping")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Something that gives class features for the images that its CLIP encodes.
+
+    Args:
+        name: What to call it.
+        kind: `template`, `cbpt`, `peft` or `model`.
+        clip: The CLIP that encodes images; classifiers that share one share its image features.
+        fingerprint: Hash of all that decides its answers.
+        class_features: From class names, and the attack under which they are used or None, to unit-norm features
+            (n, D) on the CPU. Raises `InputError` if it does not know a class.
+    """
+
+    name: str
+    kind: str
+    clip: LoadedCLIP
+    fingerprint: str
+    class_features: Callable[[Sequence[str], Attack | None], Tensor]
+
+
+def open_classifiers(
+    names: Sequence[str], base: LoadedCLIP, template: str, text_triggers: Sequence[str] = ()
+) -> list[Classifier]:
+    """Open classifiers by name.
+
+    Args:
+        names: `template` for the base model's own zero-shot head; the folder or Hub id of a CBPT adapter, of another
+            PEFT adapter (such as LoRA), or of a whole CLIP; or `pocket:NAME`.
+        base: The model that adapters belong to.
+        template: The prompt of all but CBPT adapters.
+        text_triggers: What attacks put before the prompts.
+
+    Raises:
+        InputError: if one is named twice, or cannot be loaded.
+    """
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"the classifier {twice[0]!r} is named twice: name every classifier once")
+    base_fingerprint = clip_fingerprint(base)
+    return [_open(name, base, base_fingerprint, template, text_triggers) for name in names]
+
+
+def clip_fingerprint(clip: LoadedCLIP) -> str:
+    """Hash of a CLIP's weights, of what it makes of them, and of how it takes its images."""
+    return _hash(weights_fingerprint(clip.model), computation(clip.model.config), clip.image_processor.to_dict())
+
+
+def _open(
+    name: str, base: LoadedCLIP, base_fingerprint: str, template: str, text_triggers: Sequence[str]
+) -> Classifier:
+    if name == TEMPLATE:
+        fingerprint = _hash(base_fingerprint, template)
+        return Classifier(name, "template", base, fingerprint, _template_features(base, template))
+    config = _adapter_config(name)
+    if isinstance(config, CBPTConfig):
+        return _open_cbpt(name, config, base, base_fingerprint, text_triggers)
+    if config is not None:
+        clip, kind = _with_adapter(name, base), "peft"
+    else:
+        clip, kind = load_clip(resolve_model(name)), "model"
+    settings = {} if config is None else _settings(config)
+    fingerprint = _hash(clip_fingerprint(clip), template, settings)
+    return Classifier(name, kind, clip, fingerprint, _template_features(clip, template))
+
+
+def _adapter_config(name: str) -> PeftConfig | None:
+    """The config of a PEFT adapter, or None if there is none under this name."""
+    try:
+        return PeftConfig.from_pretrained(resolve_model(name))
+    except InputError:
+        raise
+    except Exception:  # no adapter_config.json: PEFT and the Hub raise many kinds; load_clip explains what is missing
+        return None
+
+
+def _template_features(clip: LoadedCLIP, template: str) -> Callable[[Sequence[str], Attack | None], Tensor]:
+    @cache
+    def features_of(class_names: tuple[str, ...], prompt: str) -> Tensor:
+        return template_text_features(clip.model, clip.tokenizer, class_names, prompt).cpu()
+
+    def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
+        if attack and attack.text_trigger:
+            _check_room(clip, class_names, template, attack.text_trigger)
+        return features_of(tuple(class_names), attack.trigger.apply_text(template) if attack else template)
+
+    return class_features
+
+
+def _check_room(clip: LoadedCLIP, class_names: Sequence[str], template: str, text_trigger: str) -> None:
+    """See that the longest prompt is not cut off by a text trigger before it."""
+    longest = max(len(ids) for ids in clip.tokenizer([template.replace("{}", name) for name in class_names]).input_ids)
+    if (needed := len(clip.word_ids(text_trigger))) > (room := clip.max_text_length - longest):
+        raise InputError(
+            f"the trigger {text_trigger!r} has {needed} tokens, but before the prompts of the template is room for "
+            f"{room}: shorten the template, or leave this attack out"
+        )
+
+
+def _open_cbpt(
+    name: str, config: CBPTConfig, base: LoadedCLIP, base_fingerprint: str, text_triggers: Sequence[str]
+) -> Classifier:
+    model = _attach(name, base)
+    model.eval()
+    known = {class_name: row for row, class_name in enumerate(model.class_names)}  # with single spaces
+    context = next(value for key, value in model.state_dict().items() if key.endswith("cbpt_context.default"))
+    content = hashlib.sha256(context.detach().float().cpu().numpy().tobytes()).hexdigest()
+    features_after = {}
+    for text_trigger in {"", *text_triggers}:
+        try:
+            with torch.no_grad():
+                features_after[text_trigger] = model.encode_class_prompts(prefix_ids=base.word_ids(text_trigger)).cpu()
+        except ValueError as error:
+            raise InputError(
+                f"the adapter {name} cannot be used with the trigger {text_trigger!r}: {error}"
+            ) from error
+    model.unload()
+
+    def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
+        names = [" ".join(class_name.split()) for class_name in class_names]
+        if missing := [class_name for class_name in names if class_name not in known]:
+            raise InputError(
+                f"the adapter {name} knows {len(known)} classes, but not {missing[0]!r} nor {len(missing) - 1} more "
+                f"of the dataset's {len(class_names)}: keep those it knows with class_names"
+            )
+        features = features_after[attack.text_trigger if attack else ""]
+        return features[[known[class_name] for class_name in names]]
+
+    fingerprint = _hash(base_fingerprint, content, _settings(config))
+    return Classifier(name, "cbpt", base, fingerprint, class_features)
+
+
+def _with_adapter(name: str, base: LoadedCLIP) -> LoadedCLIP:
+    """A copy of the base with an adapter in it, which may change the image encoder too."""
+    copy = load_clip(str(base.model.name_or_path))
+    adapted: Any = _attach(name, copy).get_base_model().eval()
+    return LoadedCLIP(adapted, base.tokenizer, base.image_processor)
+
+
+def _attach(name: str, clip: LoadedCLIP) -> PeftModel:
+    try:
+        with warnings.catch_warnings():  # an adapter whose weights find no place would be the plain model
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(clip.model, resolve_model(name))
+    except Exception as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"cannot load the adapter {name}: give the folder or Hub id of one for this model ({line})"
+        ) from error
+
+
+def _settings(config: PeftConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict().items() if key not in _NOT_HASHED}
+
+
+def _hash(*parts: str | Mapping[str, Any]) -> str:
+    def plain(value: Any) -> Any:
+        return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=plain).encode()).hexdigest()

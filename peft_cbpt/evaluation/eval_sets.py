@@ -1,0 +1,110 @@
+"""Test sets to measure on, with a fingerprint of what is in them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import PartialState
+from transformers import CLIPImageProcessorPil
+
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.data.imagenet import find_variant
+from peft_cbpt.data.images import LabelledImages, load_labelled_images
+from peft_cbpt.data.streams import LabelledStream
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """One split of a dataset.
+
+    Args:
+        name: As given, `NAME` or `NAME@SPLIT`.
+        class_names: In label order.
+        fingerprint: Hash of the classes, sample ids, labels and stored images, as far as they can be told without
+            reading them: by size and date of files.
+        options: What opens it.
+        images: Its rows; None if it is read row by row.
+    """
+
+    name: str
+    class_names: list[str]
+    fingerprint: str
+    options: dict[str, Any]
+    images: datasets.Dataset | None
+
+    def my_images(self, image_processor: CLIPImageProcessorPil) -> LabelledImages | LabelledStream:
+        """This process's share of the images for a model; all shares together are every image once."""
+        if self.images is None:
+            return LabelledStream(image_processor=image_processor, **self.options)
+        state = PartialState()
+        rows = range(state.process_index, len(self.images), state.num_processes)
+        return LabelledImages(self.images.select(rows), image_processor)
+
+
+def open_eval_set(
+    name: str,
+    default_split: str,
+    streaming: bool,
+    image_processor: CLIPImageProcessorPil,
+    images_per_class: int,
+    **options: Any,
+) -> EvalSet:
+    """Open a test set; see `data.images.load_labelled_images` for names and options.
+
+    Raises:
+        InputError: if it cannot be.
+    """
+    dataset_name, _, split = name.rpartition("@")
+    if not dataset_name or "/" in split:
+        dataset_name, split = name, default_split
+    opening = {"name": dataset_name, "split": split, **options}
+    if streaming and not dataset_name.startswith("pocket:"):
+        stream = LabelledStream(image_processor=image_processor, **opening)
+        named = options.get("class_names_file")
+        files = _file_dates(_local_files(dataset_name) + ([str(Path(named).expanduser())] if named else []))
+        parts = [dataset_name, split, stream.class_names, stream.image_column, stream.label_column, *files]
+        return EvalSet(name, stream.class_names, _hash(parts), opening, images=None)
+    opening["images_per_class"] = images_per_class
+    images = load_labelled_images(**opening)
+    class_names = images.features["label"].names
+    rows = LabelledImages(images, image_processor).dataset
+    first = rows[0]["image"] or {}
+    if first.get("bytes") is None and first.get("path"):
+        places = [(image or {}).get("path") or "" for image in rows["image"]]
+        content: list[Any] = [place.partition("::")[0] if "::" in place else "" for place in places]
+        content += _file_dates({place.partition("::")[2] or place for place in places if place})
+    else:
+        content = [rows._fingerprint]
+    return EvalSet(
+        name,
+        class_names,
+        _hash([class_names, list(rows["sample_id"]), list(rows["label"]), content]),
+        opening,
+        images,
+    )
+
+
+def _local_files(name: str) -> list[str]:
+    found = find_variant(name)
+    path = Path(found[1] if found and isinstance(found[1], str) else name).expanduser()
+    if path.is_file():
+        return [str(path)]
+    return [str(file) for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
+
+
+def _file_dates(files: Iterable[str]) -> list[tuple[str, int, int]]:
+    dates = []
+    for file in sorted(files):
+        path = Path(file)
+        if not path.exists():
+            raise InputError(f"there is no image file {file}: put it back or take it out of the dataset")
+        dates.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
+    return dates
+
+
+def _hash(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
