@@ -36,7 +36,6 @@ WITHOUT_EFFECT = {
         "neftune_noise_alpha",
         "train_sampling_strategy",
         "length_column_name",
-        "include_num_input_tokens_seen",
     ),
     "nothing but the context learns, and activation_memory_gb bounds what is kept": (
         "gradient_checkpointing",
