@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.data.tars import open_member
 
 MAX_ASPECT_RATIO = 16
@@ -49,8 +49,7 @@ def read_image(value: Any, sample_id: str) -> Image.Image:
     except UnreadableImage:
         raise
     except Exception as error:  # damaged files raise errors of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnreadableImage(sample_id, _without_folder(reason, value)) from error
+        raise UnreadableImage(sample_id, _without_folder(first_line(error), value)) from error
 
 
 def _without_folder(reason: str, value: Any) -> str:
