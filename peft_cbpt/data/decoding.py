@@ -110,16 +110,5 @@ def model_pixels(image: Image.Image, image_processor: CLIPImageProcessorPil) -> 
     if max(image.size) > longest:
         left, top = (max(0, side - longest) // 2 for side in image.size)
         image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
-    shortest_edge, crop = image_processor.size.get("shortest_edge"), image_processor.crop_size
-    side = crop["height"]
-    usual = image_processor.do_resize and image_processor.do_center_crop and crop["width"] == side
-    if not (usual and shortest_edge and shortest_edge >= side and not image_processor.size.get("longest_edge")):
-        array = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values[0]
-        return torch.from_numpy(np.asarray(array)).to(torch.uint8)
-    # the same for the usual settings, without conversions between Pillow and numpy
-    short = min(image.size)
-    width, height = (shortest_edge if edge == short else int(shortest_edge * edge / short) for edge in image.size)
-    image = image.resize((width, height), image_processor.resample)
-    left, top = (width - side) // 2, (height - side) // 2
-    pixels = np.array(image.crop((left, top, left + side, top + side)))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    array = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values[0]
+    return torch.from_numpy(np.asarray(array)).to(torch.uint8)
