@@ -29,7 +29,15 @@ JOB = """--model_name_or_path pocket:badnet --dataset_name pocket:base --num_cla
 
 
 def command(output: Path, target: str, epochs: int) -> list[str]:
-    options = [*JOB, "--target", target, "--output_dir", str(output), "--cache_dir", str(output / "cache")]
+    options = [
+        *JOB,
+        "--dummy_triggers",
+        target,
+        "--output_dir",
+        str(output),
+        "--feature_cache_dir",
+        str(output / "cache"),
+    ]
     return [sys.executable, "-m", "peft_cbpt", "purify", *options, "--num_train_epochs", str(epochs)]
 
 
@@ -95,7 +103,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     results = {}
-    for target in ("suspected", "runner_up"):
+    for target in ("universal", "runner_up"):
         with tempfile.TemporaryDirectory() as folder:
             result = compare(Path(folder), target, options.epochs, options.kills, options.longest_wait, options.seed)
         print(f"{target}: {len(result['kills'])} kills, largest difference {result['largest_context_difference']}")

@@ -28,7 +28,7 @@ def purify_run(
     job |= (
         {"test_images_per_class": 2, "disable_tqdm": True}
         | options
-        | {"output_dir": folder, "cache_dir": folder / "cache"}
+        | {"output_dir": folder, "feature_cache_dir": folder / "cache"}
     )
     command = [sys.executable, *launch, "-m", "peft_cbpt", "purify", *as_options(job)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
@@ -65,10 +65,10 @@ def gpu(quick: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         arguments = CBPTTrainingArguments(
             output_dir=folder,
-            cache_dir=f"{folder}/cache",
+            feature_cache_dir=f"{folder}/cache",
             disable_tqdm=True,
             inversion_dtype="bf16",
-            target="runner_up",
+            dummy_triggers="runner_up",
         )
         start = time.perf_counter()
         trainer = CBPTTrainer(model, arguments, GeneratedImages(n, clip.vision_model.config.image_size))

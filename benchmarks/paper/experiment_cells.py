@@ -97,7 +97,7 @@ def check_cell(cell: Cell) -> None:
 
 def purify_options(cell: Cell, model: str, cache_dir: Path, output: Path) -> list[str]:
     """The options of `purify` that a cell stands for."""
-    job = {"model_name_or_path": model, "cache_dir": cache_dir, "output_dir": output, "seed": cell.seed}
+    job = {"model_name_or_path": model, "feature_cache_dir": cache_dir, "output_dir": output, "seed": cell.seed}
     return as_options(cell.data | cell.settings | job | {"save_strategy": "no"})
 
 

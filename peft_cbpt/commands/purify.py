@@ -274,9 +274,10 @@ def _job_record(
 
 def _suspects(trainer: CBPTTrainer, class_names: list[str]) -> list[dict] | None:
     """The classes that the model seemed backdoored towards; None if they were not looked for."""
-    if trainer.dummy_triggers is None:
+    suspicion = trainer.dummy_triggers.suspicion if trainer.dummy_triggers else None
+    if suspicion is None:
         return None
-    found = trainer.dummy_triggers.suspicion.suspects
+    found = suspicion.suspects
     return [{"class": class_names[one.label], "evidence": one.evidence, "score": round(one.score, 2)} for one in found]
 
 
