@@ -17,7 +17,7 @@ from transformers import (
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.clip.resnet import CLIPResNetConfig
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 
 MODEL_TYPES = (CLIPConfig.model_type, CLIPResNetConfig.model_type)
 
@@ -61,7 +61,7 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
     except Exception as error:  # damaged files raise errors of many kinds
         raise InputError(
             f"cannot read the config of the model {name_or_path!r}: give the folder of a saved CLIP or a Hub id that "
-            f"can be reached ({_first_line(error)})"
+            f"can be reached ({first_line(error)})"
         ) from error
     if config.model_type not in MODEL_TYPES:
         raise InputError(
@@ -80,7 +80,7 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
     except Exception as error:
         raise InputError(
             f"cannot load the CLIP in {name_or_path}: download or save it again with its safetensors weights, "
-            f"tokenizer and image processor ({_first_line(error)})"
+            f"tokenizer and image processor ({first_line(error)})"
         ) from error
     _check_image_processor(model, image_processor, name_or_path)
     if missing := sorted(report["missing_keys"]):
@@ -101,7 +101,3 @@ def _check_image_processor(model: CLIPModel, image_processor: CLIPImageProcessor
         raise InputError(f"the image processor of {name} must crop to the {side} pixels of the model: mend crop_size")
     if not image_processor.image_mean or not image_processor.image_std:
         raise InputError(f"the image processor of {name} lacks image_mean or image_std: add them")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.evaluation.measure import template_text_features
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.tuner import CBPTConfig
@@ -168,9 +168,8 @@ def _attach(name: str, clip: LoadedCLIP) -> PeftModel:
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(clip.model, resolve_model(name))
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"cannot load the adapter {name}: give the folder or Hub id of one for this model ({line})"
+            f"cannot load the adapter {name}: give the folder or Hub id of one for this model ({first_line(error)})"
         ) from error
 
 

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from peft_cbpt import __version__
-from peft_cbpt.common.errors import HubError, InputError
+from peft_cbpt.common.errors import HubError, InputError, first_line
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, base_name, find_pictures, read_adapter, read_results
 from peft_cbpt.hub.card import CARD_FILE, write_card
 from peft_cbpt.hub.evidence import eval_results_file
@@ -45,7 +45,7 @@ def check_destination(repo_id: str, token: str | None = None, base: str | None =
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise InputError(f"{repo_id!r} is not a Hub id, NAMESPACE/NAME: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{repo_id!r} is not a Hub id, NAMESPACE/NAME: {first_line(error)}") from error
     if constants.is_offline_mode():
         raise InputError("a push needs the Hub, but HF_HUB_OFFLINE is set: unset it, or leave out push_to_hub")
     try:
@@ -163,4 +163,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return REASONS.get(status, f"the Hub answered {status} {error.response.reason_phrase}".rstrip())
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error).rstrip(".")

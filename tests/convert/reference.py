@@ -1,6 +1,6 @@
 """CLIP's two towers as plain functions of a state dict in OpenAI's layout.
 
-Another way to the same features than transformers' modules, so that a conversion can be checked against the weights it
+Another way to the same features than transformers' modules, to hold conversions against the weights they
 came from. Written from Radford et al. (2021) and the layout's names; slow paths, no dropout, float32.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import CLIPModel
 
 from peft_cbpt.convert.layout import is_resnet
 
@@ -17,6 +18,33 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "quick_gelu": lambda hidden: hidden * torch.sigmoid(1.702 * hidden),
 }
+
+
+@torch.no_grad()
+def feature_difference(weights: State, model: CLIPModel) -> float:
+    """Largest difference of unit-norm features between a model and the weights, in OpenAI's layout, it was made from.
+
+    Two seeded noise images and two seeded token rows, one of full length, go through both.
+    """
+    text, vision = model.config.text_config, model.config.vision_config
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, vision.image_size, vision.image_size, generator=generator)
+    length, eos = text.max_position_embeddings, text.eos_token_id
+    ids = torch.randint(1, text.vocab_size - 2, (2, length), generator=generator)
+    eos_places = torch.tensor([length - 1, length // 2])
+    ids[torch.arange(2), eos_places] = eos
+    act = getattr(vision, "hidden_act", text.hidden_act)
+    pairs = (
+        (
+            image_features(weights, pixels, vision.num_attention_heads, act, getattr(vision, "strides", ())),
+            model.get_image_features(pixel_values=pixels).pooler_output,
+        ),
+        (
+            text_features(weights, ids, text.num_attention_heads, text.hidden_act, eos_places),
+            model.get_text_features(input_ids=ids).pooler_output,
+        ),
+    )
+    return max((F.normalize(one, dim=-1) - F.normalize(other, dim=-1)).abs().max().item() for one, other in pairs)
 
 
 def image_features(state: State, pixel_values: Tensor, num_heads: int, activation: str, strides: tuple) -> Tensor:
