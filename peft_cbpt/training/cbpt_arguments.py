@@ -196,6 +196,12 @@ class CBPTTrainingArguments(TrainingArguments):
             "inversion": inversion,
         }
 
+    def used(self) -> dict[str, Any]:
+        """All settings but those that have no effect."""
+        of_the_other = RUNNER_UP_ONLY if self.dummy_triggers == "universal" else UNIVERSAL_ONLY
+        unused = {name for names in (of_the_other, *WITHOUT_EFFECT.values()) for name in names}
+        return {name: value for name, value in self.to_dict().items() if name not in unused}
+
     def objective_weights(self) -> ObjectiveWeights:
         """The outer objective's weights."""
         return ObjectiveWeights(self.lambda_bn, self.lambda_adv, self.lambda_align, self.alpha)
