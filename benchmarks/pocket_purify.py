@@ -40,7 +40,7 @@ def cell(config: str, seed: int) -> dict:
     if not file.exists():
         with tempfile.TemporaryDirectory() as folder:
             settings = ROOT / "recipes" / "configs" / "pocket" / f"{config}.yaml"
-            options = ["--seed", str(seed), "--output_dir", folder, "--cache_dir", f"{folder}/cache"]
+            options = ["--seed", str(seed), "--output_dir", folder, "--feature_cache_dir", f"{folder}/cache"]
             code = peft_cbpt(["purify", "--config", str(settings), *options])
             if code:
                 sys.exit(code)

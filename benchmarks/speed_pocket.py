@@ -42,13 +42,13 @@ def pocket(quick: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         arguments = CBPTTrainingArguments(
             output_dir=folder,
-            cache_dir=f"{folder}/cache",
+            feature_cache_dir=f"{folder}/cache",
             use_cpu=True,
             disable_tqdm=True,
             save_strategy="no",
             num_train_epochs=epochs,
             warmup_epochs=warmup,
-            target="runner_up",
+            dummy_triggers="runner_up",
         )
         trainer = CBPTTrainer(model, arguments, train, clip.normalize)
         compute_loss = trainer.compute_loss

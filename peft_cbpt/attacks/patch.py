@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.common.ascent import input_gradient
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.seeding import keyed_generator
 
@@ -166,9 +167,12 @@ class OptimisedPatch:
         for _ in tqdm(range(settings.steps), desc=f"optimising the {type(self).__name__} patch", unit="step"):
             rows = torch.from_numpy(rng.choice(len(pixels), size, replace=False)).to(device)
             keys = self._keys([material.sample_ids[row] for row in rows.tolist()])
-            marked = paste(unit_pixels(pixels[rows]), cells, self.patch_size, self.location, keys)
-            loss = loss_of(material.encode_image(marked), rows)
-            (cells.grad,) = torch.autograd.grad(loss, cells)
+
+            def loss(cells: Tensor, rows: Tensor = rows, keys: list[tuple[Any, ...]] = keys) -> Tensor:
+                marked = paste(unit_pixels(pixels[rows]), cells, self.patch_size, self.location, keys)
+                return loss_of(material.encode_image(marked), rows)
+
+            cells.grad = input_gradient(loss, cells)
             optimizer.step()
             with torch.no_grad():
                 cells.clamp_(0, 1)

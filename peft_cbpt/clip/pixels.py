@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -40,9 +41,23 @@ def image_encoder(clip: CLIPModel, normalize: PixelNormalizer) -> EncodeImage:
     Takes (B, 3, H, W) floats in [0, 1]; returns unit-norm float32 features (B, D), with a gradient to the pixels.
     """
 
-    def encode_image(pixels: Tensor) -> Tensor:
+    def encode(pixels: Tensor) -> Tensor:
         with only_pooled_tokens(clip.vision_model):
             features = clip.get_image_features(pixel_values=normalize(pixels).to(clip.dtype)).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
-    return encode_image
+    return encode
+
+
+def in_batches(encode_image: EncodeImage, batch_size: int) -> EncodeImage:
+    """The same function, which never has the activations of more than `batch_size` images at once."""
+
+    def encode(pixels: Tensor) -> Tensor:
+        if len(pixels) <= batch_size:
+            return encode_image(pixels)
+        if not (torch.is_grad_enabled() and pixels.requires_grad):
+            return torch.cat([encode_image(part) for part in pixels.split(batch_size)])
+        parts = [checkpoint(encode_image, part, use_reentrant=False) for part in pixels.split(batch_size)]
+        return torch.cat(parts)
+
+    return encode

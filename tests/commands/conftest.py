@@ -20,7 +20,7 @@ SMALL_JOB = {
     "num_shots": 4,
     "test_images_per_class": 10,
     "attacks": ["pocket:badnet"],
-    "target": "runner_up",
+    "dummy_triggers": "runner_up",
     "num_train_epochs": 3,
     "warmup_epochs": 1,
     "inversion_steps": 4,

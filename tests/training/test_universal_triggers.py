@@ -6,8 +6,9 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.detection.suspects import Suspect, Suspicion
 from peft_cbpt.features.bank import FeatureBank
 from peft_cbpt.features.store import FeatureStore
-from peft_cbpt.training.dummy_triggers import EMBEDDED, DummyTriggers, DummyTriggerSettings
 from peft_cbpt.training.universal_features import TRIGGER_BUDGETS, budgets_against
+from peft_cbpt.training.universal_settings import UniversalSettings
+from peft_cbpt.training.universal_triggers import EMBEDDED, UniversalTriggers
 
 N, CLASSES, WIDTH = 400, 5, 16
 
@@ -32,8 +33,8 @@ def dummies(bank, names, labels, candidates=(), seed=0, **settings):
         n_budgets = budgets_against(suspect)
         keys = torch.tensor([[row, suspect.label, budget] for row in range(N) for budget in range(n_budgets)])
         store.add(keys, names[suspect.label].neg().expand(len(keys), -1))
-    return DummyTriggers(
-        bank, names, Suspicion(suspects, list(candidates)), store, seed, DummyTriggerSettings(**settings)
+    return UniversalTriggers(
+        bank, names, Suspicion(suspects, list(candidates)), store, seed, UniversalSettings(**settings)
     )
 
 
@@ -70,7 +71,7 @@ def test_the_shares_are_those_asked_for(bank, names, share):
 @pytest.mark.parametrize("wrong", [{"perturbed_share": -0.1}, {"universal_share": float("nan")}, {"evidence": ("x",)}])
 def test_settings_out_of_range_are_errors(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
-        DummyTriggerSettings(**wrong)
+        UniversalSettings(**wrong)
 
 
 def test_a_row_gets_the_same_alone_as_in_a_batch_and_something_else_in_the_next_epoch(bank, names):
@@ -100,8 +101,8 @@ def test_an_epoch_fetches_what_it_looks_up_and_no_more(bank, names):
             fetched.append(keys)
             self.add(keys, names[keys[:, 1]])
 
-    triggers = DummyTriggers(bank, names, Suspicion([Suspect(3, "words", 2.0)], []), Recorder(), 0)
-    triggers.start_epoch(4)
+    triggers = UniversalTriggers(bank, names, Suspicion([Suspect(3, "words", 2.0)], []), Recorder(), 0)
+    triggers.start_epoch(4, lambda rows: bank.features[rows] @ names.T)
     (keys,) = fetched
     assert 0.05 * N < len(keys) < 0.15 * N and (bank.labels[keys[:, 0]] != 3).all()
     assert set(keys[:, 2].tolist()) == set(range(len(TRIGGER_BUDGETS)))
