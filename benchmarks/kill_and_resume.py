@@ -30,8 +30,16 @@ INNER_LOOP = "--norm inf --inversion_step_rule sign --inversion_lr 0.008".split(
 
 def command(output: Path, target: str, epochs: int) -> list[str]:
     inner = INNER_LOOP if target == "runner_up" else []
-    options = [*JOB, *inner, "--dummy_triggers", target, "--output_dir", str(output)]
-    options += ["--feature_cache_dir", str(output / "cache")]
+    options = [
+        *JOB,
+        *inner,
+        "--dummy_triggers",
+        target,
+        "--output_dir",
+        str(output),
+        "--feature_cache_dir",
+        str(output / "cache"),
+    ]
     return [sys.executable, "-m", "peft_cbpt", "purify", *options, "--num_train_epochs", str(epochs)]
 
 

@@ -13,7 +13,7 @@ from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channel
 from peft_cbpt.method.inversion import invert_triggers
 from peft_cbpt.training.class_shares import SharedClassEncoder
 from peft_cbpt.training.memory import image_batch_size
-from peft_cbpt.tuner.buckets import length_buckets
+from peft_cbpt.tuner.prompts import length_groups
 
 TEXT_CLASSES_STRAIGHTFORWARD = 100
 """The straightforward text tower is timed on at most so many classes (77,000 tokens do not fit) and scaled."""
@@ -128,7 +128,7 @@ def _flops(clip, n, width, of_images, pairs) -> dict:
         one_plain = flops_of(lambda: straightforward.encode_text(clip, learner))
     model.unload()
     needed_text = 2 * sum(one[length] for length in lengths)
-    filled = sum(len(group) * max(lengths[index] for index in group) for group in length_buckets(lengths))
+    filled = sum(len(group) * max(lengths[index] for index in group) for group in length_groups(lengths))
     steps, n_images = EPOCHS * math.ceil(SHOTS * n / BATCH), SHOTS * n
     forward, inversion = of_images["ours"]
     images = n_images * (forward + pairs * (inversion + forward))

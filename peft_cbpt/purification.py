@@ -35,9 +35,8 @@ from peft_cbpt.hub.card import write_card
 from peft_cbpt.hub.push import name_of_base, plan_push
 from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import open_clip
-from peft_cbpt.training.cbpt_arguments import RUNNER_UP_ONLY, UNIVERSAL_ONLY, CBPTTrainingArguments
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import STAGING_FOLDER, CBPTTrainer
-from peft_cbpt.training.universal_triggers import UniversalTriggers
 from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
@@ -279,9 +278,7 @@ def _tune(job: Job, output: Path) -> None:
 def _record(job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
     """What results.json says of the job and its training; for the rest see docs/results-schema.md."""
     training: Any = job.trainer.args
-    unused = RUNNER_UP_ONLY if training.dummy_triggers == "universal" else UNIVERSAL_ONLY
-    used = {name: value for name, value in training.to_dict().items() if name not in unused}
-    settings = {name: str(value) if value == math.inf else value for name, value in used.items()}
+    settings = {name: str(value) if value == math.inf else value for name, value in training.used().items()}
     suspects, _ = _suspicion(job)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -302,14 +299,14 @@ def _record(job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
 def _suspicion(job: Job) -> tuple[list[dict[str, Any]] | None, dict[tuple[int, int], Tensor]]:
     """The classes that the model seemed backdoored towards, and the universal triggers made against them."""
     dummies = job.trainer.dummy_triggers
-    if not isinstance(dummies, UniversalTriggers):
+    if dummies is None or dummies.suspicion is None:
         return None, {}
     names = job.data.class_names
     suspects = [
         {"class": names[one.label], "evidence": one.evidence, "score": round(one.score, 2)}
         for one in dummies.suspicion.suspects
     ]
-    return suspects, dummies.universal.triggers
+    return suspects, dict(dummies.triggers)
 
 
 def _save(job: Job, measured: Measured, results: dict[str, Any], base: str, output: Path) -> None:

@@ -14,8 +14,6 @@ from peft_cbpt.common.errors import InputError
 POCKET_PREFIX = "pocket:"
 METHODS = ("none", "cbpt", "ft", "cleanclip")
 PICTURES = ("bars", "lines", "domains", "report")
-_FIRST_NAMES = {"dummy_triggers": "target"}
-"""What settings were called when cells were first stored: a new name does not make them other cells."""
 _FORM = 1  # of a cell's content; raise it when cells mean something else
 
 
@@ -53,9 +51,7 @@ class Cell:
         It knows nothing of this package's defaults and of the versions of libraries: when a change of either touches
         cells, remove them, so that they are run again.
         """
-        named = asdict(self)
-        named["settings"] = {_FIRST_NAMES.get(name, name): value for name, value in self.settings.items()}
-        return hashlib.sha256(json.dumps([_FORM, named], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([_FORM, asdict(self)], sort_keys=True).encode()).hexdigest()
 
     @property
     def file(self) -> str:

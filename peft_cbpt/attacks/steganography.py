@@ -6,8 +6,8 @@ shipped weights work at 48 x 48 pixels and were trained by `recipes/train_stegan
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import bchlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.extras import named_extras
 
 SIDE = 48
 GRID = 10
@@ -25,7 +26,9 @@ WEIGHTS_FILE = Path(__file__).parent / "assets" / "steganography.safetensors"
 _PAYLOAD_BITS = 96
 
 
-def _code() -> bchlib.BCH:
+def _code() -> Any:
+    with named_extras():
+        import bchlib
     return bchlib.BCH(5, prim_poly=137)
 
 

@@ -17,6 +17,7 @@ from peft_cbpt.convert.convert import OPENAI_FILE, build_model, checkpoint_of
 from peft_cbpt.convert.layout import to_transformers
 from peft_cbpt.pocket.model import resolve_model
 from tests.convert.published_clips import TINY, tiny_architectures, tiny_weights  # noqa: F401
+from tests.convert.reference import feature_difference
 
 pytestmark = pytest.mark.usefixtures("tiny_architectures")
 OPEN_CLIP_IMAGES = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]}
@@ -158,7 +159,9 @@ def test_published_checkpoints_become_folders(kind, name, tmp_path, capsys):
     if kind == "OpenCLIP folder":
         processor = clip.image_processor
         assert {"mean": list(processor.image_mean), "std": list(processor.image_std)} == OPEN_CLIP_IMAGES
-    if kind != "OpenAI":  # half precision
+    half = {name: value.half().float() if value.ndim > 1 else value for name, value in weights.items()}
+    assert feature_difference(half if kind == "OpenAI" else weights, clip.model) < 1e-4
+    if kind != "OpenAI":
         expected = build_model(checkpoint_of(weights, activation)).state_dict()
         for key, value in clip.model.state_dict().items():
             assert torch.equal(value, expected[key]), key
@@ -254,9 +257,9 @@ def test_a_full_output_folder_is_left_alone(tmp_path, capsys):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
 
 
-def test_a_wrong_conversion_is_noticed(tmp_path, capsys, monkeypatch):
-    """Swapping two weights on the way makes the features differ."""
-    save_file(tiny_weights("tiny-vit"), tmp_path / "clip.safetensors")
+def test_a_wrong_conversion_would_be_noticed(monkeypatch):
+    """Swapping two weights on the way makes the features differ from the reference's."""
+    weights = tiny_weights("tiny-vit")
 
     def swapped(state):
         renamed = to_transformers(state)
@@ -264,8 +267,21 @@ def test_a_wrong_conversion_is_noticed(tmp_path, capsys, monkeypatch):
         return renamed | {q: renamed[k], k: renamed[q]}
 
     monkeypatch.setattr("peft_cbpt.convert.convert.to_transformers", swapped)
+    assert feature_difference(weights, build_model(checkpoint_of(weights, "gelu"))) > 1e-2
+
+
+def test_a_folder_that_would_not_load_is_not_written(tmp_path, capsys, monkeypatch):
+    save_file(tiny_weights("tiny-vit"), tmp_path / "clip.safetensors")
+    lossy = build_model(checkpoint_of(tiny_weights("tiny-vit"))).state_dict()
+    lossy.pop("text_projection.weight")
+
+    def save(model, folder):
+        model.config.save_pretrained(folder)
+        save_file(lossy, folder / "model.safetensors")
+
+    monkeypatch.setattr("transformers.CLIPModel.save_pretrained", save)
     assert convert(tmp_path / "clip.safetensors", "--output_dir", tmp_path / "out") == 2
-    assert "features differ from the source's" in capsys.readouterr().err
+    assert "lacks 1 weights, such as text_projection.weight" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
