@@ -101,3 +101,27 @@ def _check_image_processor(model: CLIPModel, image_processor: CLIPImageProcessor
         raise InputError(f"the image processor of {name} must crop to the {side} pixels of the model: mend crop_size")
     if not image_processor.image_mean or not image_processor.image_std:
         raise InputError(f"the image processor of {name} lacks image_mean or image_std: add them")
+
+
+def wrap_clip(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: CLIPImageProcessorPil | None = None,
+) -> LoadedCLIP:
+    """A CLIP that is loaded already, with tokenizer and image processor as given or found where it came from.
+
+    Raises:
+        InputError: if it is no CLIP, or either is neither given nor found, or does not fit.
+    """
+    if not isinstance(model, CLIPModel):
+        raise InputError(f"model must be a name, a CLIPModel or a LoadedCLIP, not a {type(model).__name__}")
+    try:
+        place = model.name_or_path or ""
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(place)
+        image_processor = image_processor or CLIPImageProcessorPil.from_pretrained(place)
+    except Exception as error:
+        raise InputError(
+            f"no tokenizer or image processor is found for the model ({first_line(error)}): give both"
+        ) from error
+    _check_image_processor(model, image_processor, model.name_or_path or "the model")
+    return LoadedCLIP(model.eval(), tokenizer, image_processor)

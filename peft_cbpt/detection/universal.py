@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
-from peft_cbpt.common.ascent import direction, input_gradient
+from peft_cbpt.common.ascent import input_gradient
 
 _FIRST_STEP = 1 / 6
 """Length of the first step as a part of the budget's radius; steps shrink linearly to none."""
@@ -98,6 +98,6 @@ def universal_trigger(
     for step in range(budget.steps):
         gradient = budget.part_of(input_gradient(reached, delta))
         length = radius * _FIRST_STEP * (1 - step / budget.steps)
-        delta = delta + length * direction(gradient[None], "normalized")[0]
+        delta = delta + length * gradient / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
         delta = delta * (radius / delta.norm()).clamp(max=1)
     return delta

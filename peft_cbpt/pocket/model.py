@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
+from peft_cbpt.clip.loading import LoadedCLIP, load_clip, wrap_clip
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.pocket.atlas import ASSETS
 
@@ -22,6 +23,21 @@ def resolve_model(name_or_path: str) -> str:
     if name_or_path not in SHIPPED_MODELS:
         raise InputError(f"there is no pocket model {name_or_path!r}; choose one of {', '.join(SHIPPED_MODELS)}")
     return str(SHIPPED_MODELS[name_or_path])
+
+
+def open_clip(
+    model: str | LoadedCLIP | CLIPModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: CLIPImageProcessorPil | None = None,
+) -> LoadedCLIP:
+    """A CLIP by name (a folder, a Hub id or `pocket:NAME`), or one that is loaded already; see `clip.loading`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if isinstance(model, LoadedCLIP):
+        return model
+    return load_clip(resolve_model(model)) if isinstance(model, str) else wrap_clip(model, tokenizer, image_processor)
 
 
 def save_clip_folder(

@@ -36,7 +36,6 @@ WITHOUT_EFFECT = {
         "neftune_noise_alpha",
         "train_sampling_strategy",
         "length_column_name",
-        "include_num_input_tokens_seen",
     ),
     "nothing but the context learns, and activation_memory_gb bounds what is kept": (
         "gradient_checkpointing",
@@ -196,6 +195,12 @@ class CBPTTrainingArguments(TrainingArguments):
             "dtype": self.inversion_dtype,
             "inversion": inversion,
         }
+
+    def used(self) -> dict[str, Any]:
+        """All settings but those that have no effect."""
+        of_the_other = RUNNER_UP_ONLY if self.dummy_triggers == "universal" else UNIVERSAL_ONLY
+        unused = {name for names in (of_the_other, *WITHOUT_EFFECT.values()) for name in names}
+        return {name: value for name, value in self.to_dict().items() if name not in unused}
 
     def objective_weights(self) -> ObjectiveWeights:
         """The outer objective's weights."""

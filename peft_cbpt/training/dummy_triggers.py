@@ -1,6 +1,6 @@
 """What the outer step asks the inner loop for; `runner_up` is the paper's, `universal_triggers` the default."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -17,6 +17,10 @@ class DummyTriggers(Protocol):
     @property
     def suspicion(self) -> Suspicion | None:
         """What they aim at; None where every image has a class of its own to aim at."""
+
+    @property
+    def triggers(self) -> Mapping[tuple[int, int], Tensor]:
+        """Those that all images share: perturbations (3, H, W) by class and number of the budget."""
 
     def start_epoch(self, epoch: int, classify: Classify) -> None:
         """Make what the epoch is likely to look up; all processes call."""

@@ -1,6 +1,6 @@
 """The inner loop as published: every image's own dummy trigger, inverted towards its runner-up class (Eq. 9-11)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -36,6 +36,7 @@ class RunnerUpTriggers:
     seed: int = 0
     dtype: torch.dtype = torch.float32
     suspicion: None = field(default=None, init=False)
+    triggers: Mapping[tuple[int, int], Tensor] = field(default_factory=dict, init=False)
     store: FeatureStore = field(init=False)
     _known: set[tuple[int, ...]] = field(default_factory=set, init=False)
 

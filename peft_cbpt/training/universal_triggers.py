@@ -11,7 +11,7 @@ Which one is drawn anew in every epoch. Where no class stands out, a small share
 towards one of the classes that come nearest to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,6 +53,11 @@ class UniversalTriggers:
     seed: int
     settings: UniversalSettings = UniversalSettings()
     _drawn: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)
+
+    @property
+    def triggers(self) -> Mapping[tuple[int, int], Tensor]:
+        """See `DummyTriggers`."""
+        return self.universal.triggers
 
     def perturbed_features(self, rows: Tensor, logits: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Perturbed features (B, D) of bank rows and their y' (B,).

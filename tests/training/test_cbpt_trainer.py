@@ -82,17 +82,15 @@ def test_the_same_seed_gives_the_same_adapter_and_another_another(reference, poi
 
 
 def test_a_resumed_run_with_universal_triggers_equals_an_uninterrupted_one(poisoned_clip, few_shots, tmp_path):
-    whole, _ = trained_context(
-        poisoned_clip, few_shots, tmp_path / "whole", dummy_triggers="universal", save_total_limit=None
-    )
+    whole, _ = trained_context(poisoned_clip, few_shots, tmp_path / "whole", save_total_limit=None, **UNIVERSAL)
     first = min((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     resumed, _ = trained_context(
         poisoned_clip,
         few_shots,
         tmp_path / "again",
         resume=str(first),
-        dummy_triggers="universal",
-        use_feature_cache=False,
+        **UNIVERSAL,
+        **NO_CACHE,
     )
     assert torch.equal(resumed, whole)
     for other in ({}, {**UNIVERSAL, "perturbed_share": 0.1}):
