@@ -29,9 +29,8 @@ def test_every_snippet_runs(hub, tmp_path, monkeypatch, capsys):
     assert [one["class"] for one in results["suspects"]] == ["banana"]
     assert len(results["shots"]) == 4 * len(FEW_CLASSES) and results["n_test_images"] == 4 * len(FEW_CLASSES)
     assert results["settings"]["dataset_name"] == "(given in Python)" and results["model"] == "pocket:badnet"
-    assert {"adapter_model.safetensors", "results.json", TRIGGERS_FILE} <= {
-        file.name for file in Path("adapter").iterdir()
-    }
+    files = ("adapter_model.safetensors", "results.json", TRIGGERS_FILE)
+    assert all((Path("adapter") / name).is_file() for name in files)
     before, after = (list(map(float, line.split())) for line in printed[3].splitlines()[-2:])
     assert before[1] > 0.9 and after[1] < 0.5 * before[1] and after[2] > before[2], printed[3]
     pixels = torch.rand(2, 3, 48, 48)
@@ -71,13 +70,13 @@ def test_a_loaded_clip_is_purified_without_a_trace(poisoned_clip, tmp_path, monk
     base = Path(shutil.copytree(resolve_model("pocket:badnet"), tmp_path / "base"))
     clip = type(poisoned_clip.model).from_pretrained(base)
     images = pocket_dataset("base", "train", 4, FEW_CLASSES)
-    training = peft_cbpt.CBPTTrainingArguments(num_train_epochs=1, warmup_epochs=1, use_cpu=True, disable_tqdm=True)
+    settings = {"num_train_epochs": 1, "warmup_epochs": 1, "dummy_triggers": "runner_up", "disable_tqdm": True}
+    training = peft_cbpt.CBPTTrainingArguments(**settings)
     with pytest.raises(ValueError, match="training shots themselves"):
         peft_cbpt.purify(clip, images, images, num_shots=2, training=training)
     purified = peft_cbpt.purify(clip, images, attacks=["pocket:badnet"], num_shots=2, training=training)
     assert purified.output_dir is None and {file.name for file in tmp_path.iterdir()} == {"base"}
     assert purified.model.get_base_model() is clip and str(tmp_path) not in str(purified.results)
-    one, two = (
-        peft_cbpt.evaluate(which, images, classifiers=["template"])["cells"] for which in (str(base), purified.model)
-    )
-    assert one[0]["accuracy"] == two[0]["accuracy"] and one[0]["key"] == two[0]["key"]
+    measured = [peft_cbpt.evaluate(one, images, classifiers=["template"]) for one in (str(base), purified.model)]
+    (one,), (two,) = (each["cells"] for each in measured)
+    assert one["accuracy"] == two["accuracy"] and one["key"] == two["key"], "an adapter changes the template's answers"
