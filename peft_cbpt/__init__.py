@@ -12,7 +12,9 @@ from peft_cbpt.common.extras import named_extras
 from peft_cbpt.tuner import BaseMismatchWarning, CBPTConfig, CBPTModel
 
 if TYPE_CHECKING:
+    from peft_cbpt.evaluation.evaluate import evaluate
     from peft_cbpt.hub.push import push_adapter
+    from peft_cbpt.purification import purify
     from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
     from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 
@@ -25,12 +27,16 @@ __all__ = [
     "CBPTTrainingArguments",
     "CLIPResNetConfig",
     "CLIPResNetModel",
+    "evaluate",
+    "purify",
     "push_adapter",
 ]
 
 _LAZY = {
     "CBPTTrainer": "peft_cbpt.training.cbpt_trainer",
     "CBPTTrainingArguments": "peft_cbpt.training.cbpt_arguments",
+    "evaluate": "peft_cbpt.evaluation.evaluate",
+    "purify": "peft_cbpt.purification",
     "push_adapter": "peft_cbpt.hub.push",
 }
 

@@ -68,10 +68,16 @@ print(tuple(model(pixel_values=torch.rand(3, 3, 48, 48)).logits_per_image.shape)
     assert run(FORBID + load) == "(3, 2)"
 
 
-def test_a_missing_extra_is_named():
-    code = "from peft_cbpt.attacks.steganography import secret_to_bits\n"
-    code += "try:\n    secret_to_bits(bytes(7))\nexcept ValueError as error:\n    print(error)"
-    assert run(FORBID + code) == "the package bchlib is missing: pip install 'peft-cbpt[attacks]'"
+NEEDS_EXTRA = {
+    "purify": "import peft_cbpt; peft_cbpt.purify",
+    "attacks": "from peft_cbpt.attacks.steganography import secret_to_bits; secret_to_bits(bytes(7))",
+}
+
+
+@pytest.mark.parametrize("extra", NEEDS_EXTRA)
+def test_a_missing_extra_is_named(extra):
+    code = f"try:\n    {NEEDS_EXTRA[extra]}\nexcept ValueError as error:\n    print(error)"
+    assert run(FORBID + code).endswith(f"is missing: pip install 'peft-cbpt[{extra}]'")
 
 
 def test_the_command_line_names_a_missing_extra():

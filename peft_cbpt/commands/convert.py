@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.common.files import staged_folder
+from peft_cbpt.convert.architecture import described
 from peft_cbpt.convert.convert import (
     Checkpoint,
     build_model,
@@ -81,4 +82,4 @@ def _describe(checkpoint: Checkpoint, arguments: ConvertArguments) -> None:
         why = "from the folder's config"
     else:
         why = "the default; --activation gelu for OpenCLIP models whose name lacks quickgelu"
-    print(f"{checkpoint.architecture}, {count:,} weights, activation {checkpoint.activation} ({why})", flush=True)
+    print(f"{described(checkpoint.config)}; {count:,} weights, activation {checkpoint.activation} ({why})", flush=True)

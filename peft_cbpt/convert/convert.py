@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPImageProcessorPi
 from peft_cbpt.clip.loading import MODEL_TYPES
 from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel
 from peft_cbpt.common.errors import InputError, first_line
-from peft_cbpt.convert.architecture import ARCHITECTURES, config_for, recognise, shapes_of
+from peft_cbpt.convert.architecture import config_of
 from peft_cbpt.convert.checkpoints import read_weights
 from peft_cbpt.convert.layout import is_bookkeeping, to_openai, to_transformers
 
@@ -31,13 +31,11 @@ class Checkpoint:
     Args:
         weights: In OpenAI's layout, float32, nothing but weights.
         config: The transformers config that goes with them.
-        architecture: A key of `ARCHITECTURES`, or "custom" for a transformers folder of other shapes.
         folder: The transformers folder it comes from, which also has tokenizer and image processor; else None.
     """
 
     weights: dict[str, Tensor]
     config: CLIPConfig
-    architecture: str
     folder: Path | None = None
     normalization: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """`image_mean` and `image_std` where a checkpoint has others than OpenAI's."""
@@ -59,42 +57,41 @@ def read_checkpoint(source: str, activation: str | None = None, allow_unsafe: bo
         allow_unsafe: Also read files that run code when they are loaded.
 
     Raises:
-        InputError: if it cannot be read, is of no recognised architecture, or weights are missing, left over or not
-            finite.
+        InputError: if it cannot be read, is no CLIP, or weights are missing, left over or not finite.
     """
     path = Path(source).expanduser()
     if not path.exists():
         raise InputError(f"there is no checkpoint {source}: give a file or a folder")
     if path.is_dir() and (path / "config.json").is_file():
         return _read_transformers(path, activation, allow_unsafe)
-    said: str | None = activation
-    normalization: dict[str, list[float]] = {}
+    said = OpenClipSettings()
     if path.is_dir():
         if not (path / OPEN_CLIP_CONFIG).is_file():
             raise InputError(
                 f"the folder {source} has no config.json or {OPEN_CLIP_CONFIG}: give the checkpoint's file"
             )
-        found, normalization = _open_clip_settings(path / OPEN_CLIP_CONFIG)
-        said = activation or found
+        said = _open_clip_settings(path / OPEN_CLIP_CONFIG)
         path = _weight_files(path)[0]
     weights = read_weights(path, allow_unsafe)
     if any(name.startswith("vision_model.") for name in weights):
         weights = to_openai(weights)
-    return replace(checkpoint_of(weights, said or DEFAULT_ACTIVATION, str(path)), normalization=normalization)
+    checkpoint = checkpoint_of(weights, activation or said.activation, str(path), said.head_width)
+    return replace(checkpoint, normalization=said.normalization)
 
 
 def checkpoint_of(
-    weights: Mapping[str, Tensor], activation: str = DEFAULT_ACTIVATION, source: str = "the state dict"
+    weights: Mapping[str, Tensor],
+    activation: str = DEFAULT_ACTIVATION,
+    source: str = "the state dict",
+    head_width: int | None = None,
 ) -> Checkpoint:
-    """A state dict in OpenAI's layout as a checkpoint.
+    """A state dict in OpenAI's layout as a checkpoint; `head_width` as of `architecture.config_of`.
 
     Raises:
-        InputError: if it is of no recognised architecture, or weights are missing or left over.
+        InputError: if it is no CLIP, or weights are missing, left over or not finite.
     """
-    name = recognise(weights)
-    vocab_size, num_positions = (_rows(weights, key) for key in ("token_embedding.weight", "positional_embedding"))
-    config = config_for(name, vocab_size, num_positions, activation)
-    return Checkpoint(_checked(weights, config, source), config, name)
+    config = config_of(weights, activation, head_width)
+    return Checkpoint(_checked(weights, config, source), config)
 
 
 def build_model(checkpoint: Checkpoint) -> CLIPModel:
@@ -160,9 +157,7 @@ def _read_transformers(folder: Path, activation: str | None, allow_unsafe: bool)
     for file in _weight_files(folder):
         weights |= read_weights(file, allow_unsafe)
     weights = _checked(to_openai(weights), config, str(folder))
-    shapes = shapes_of(weights)
-    name = next((name for name, known in ARCHITECTURES.items() if known == shapes), "custom")
-    return Checkpoint(weights, config, name, folder)
+    return Checkpoint(weights, config, folder)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -172,21 +167,26 @@ def _weight_files(folder: Path) -> list[Path]:
     raise InputError(f"the folder {folder} holds no weights (model.safetensors or pytorch_model.bin)")
 
 
-def _open_clip_settings(file: Path) -> tuple[str, dict[str, list[float]]]:
-    """Activation, and mean and standard deviation of the pixels where they are said."""
+@dataclass(frozen=True)
+class OpenClipSettings:
+    """What `open_clip_config.json` says and weights do not."""
+
+    activation: str = DEFAULT_ACTIVATION
+    head_width: int | None = None
+    normalization: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+def _open_clip_settings(file: Path) -> OpenClipSettings:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        images = content.get("preprocess_cfg", {})
-        normalization = {f"image_{name}": list(images[name]) for name in ("mean", "std") if name in images}
-        return "quick_gelu" if content["model_cfg"].get("quick_gelu") else "gelu", normalization
+        images, model = content.get("preprocess_cfg", {}), content["model_cfg"]
+        return OpenClipSettings(
+            "quick_gelu" if model.get("quick_gelu") else "gelu",
+            model.get("vision_cfg", {}).get("head_width"),
+            {f"image_{name}": list(images[name]) for name in ("mean", "std") if name in images},
+        )
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"cannot read {file}: {type(error).__name__}; give the weights' file instead") from error
-
-
-def _rows(weights: Mapping[str, Tensor], name: str) -> int:
-    if name not in weights:
-        raise InputError(f"the checkpoint lacks {name}: it is incomplete or no CLIP")
-    return weights[name].shape[0]
 
 
 def _checked(weights: Mapping[str, Tensor], config: CLIPConfig, source: str) -> dict[str, Tensor]:
