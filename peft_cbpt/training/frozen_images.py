@@ -80,7 +80,8 @@ def freeze_images(
     """Encode those clean images that the cache lacks; all processes call."""
     prefer_channels_last(base.vision_model)
     encoder = image_encoder(base, normalize)
-    batch_size = image_batch_size(encoder, load_pixels(dataset, [0]).to(args.device), base, args)
+    image = load_pixels(dataset, [0]).to(args.device)
+    batch_size = image_batch_size(encoder, image, base, args.inversion_batch_size, args.activation_memory_gb)
     encode = in_batches(torch.compile(encoder) if args.compile_image_encoder else encoder, batch_size)
 
     def load(rows: Sequence[int]) -> Tensor:

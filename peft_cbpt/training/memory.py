@@ -13,7 +13,6 @@ from peft import PeftModel
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
-from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 
 WORKING_SHARE = 1 / 8
 """Of the text tower's activations, those of the chunk that is computed again; the rest is kept."""
@@ -37,11 +36,11 @@ def activation_bytes(encode: Callable[[], Tensor], model: torch.nn.Module) -> in
 
 
 def image_batch_size(
-    encode_image: EncodeImage, image: Tensor, model: torch.nn.Module, args: CBPTTrainingArguments
+    encode_image: EncodeImage, image: Tensor, model: torch.nn.Module, largest: int, memory_gb: float
 ) -> int:
-    """How many images like `image` (1, 3, H, W) go through the tower at once."""
+    """How many images like `image` (1, 3, H, W) go through the tower at once: `largest` if memory has room."""
     per_image = activation_bytes(lambda: encode_image(image.clone().requires_grad_()), model)
-    return min(args.inversion_batch_size, max(1, int(args.activation_memory_gb * 1e9 // max(1, per_image))))
+    return min(largest, max(1, int(memory_gb * 1e9 // max(1, per_image))))
 
 
 @dataclass(frozen=True)

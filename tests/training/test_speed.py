@@ -7,7 +7,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from peft_cbpt.clip.pixels import image_encoder, in_batches, prefer_channels_last
 from peft_cbpt.detection.universal import Budget, collapse, universal_trigger
 from peft_cbpt.method.inversion import InversionSettings, invert_triggers
-from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.memory import TextChunks, activation_bytes, image_batch_size, text_chunks
 from tests.training.test_cbpt_trainer import make_trainer, trained_context
 
@@ -96,16 +95,14 @@ def test_inversion_uses_sdpa_and_no_gradient_of_a_weight(poisoned_clip, few_shot
     assert leaf is pixels
 
 
-def test_activations_are_counted(poisoned_clip, tmp_path):
+def test_activations_are_counted(poisoned_clip):
     layers = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8)).requires_grad_(False)
     image = torch.rand(4, 8, requires_grad=True)
     assert activation_bytes(lambda: layers(image), layers) == 4 * 8 * 4  # what ReLU keeps
     encode_image = image_encoder(poisoned_clip.model, poisoned_clip.normalize)
-    args = CBPTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     image = torch.rand(1, 3, 48, 48)
-    assert image_batch_size(encode_image, image, poisoned_clip.model, args) == 32
-    args.activation_memory_gb = 0.02
-    assert 1 < image_batch_size(encode_image, image, poisoned_clip.model, args) < 32
+    assert image_batch_size(encode_image, image, poisoned_clip.model, 32, memory_gb=1) == 32
+    assert 1 < image_batch_size(encode_image, image, poisoned_clip.model, 32, memory_gb=0.02) < 32
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
