@@ -127,7 +127,10 @@ BAD_INPUTS = {
     "negative epsilon": (lambda _: {"epsilon": -1}, "positive budget"),
     "unknown norm": (lambda _: {"norm": 3}, "0, 1, 2 and inf"),
     "not a number": (lambda _: {"lambda_adv": float("nan")}, "not negative"),
-    "more than all images": (lambda _: {"perturbed_share": 1.5}, "perturbed_share must be between 0 and 1"),
+    "more than all images": (
+        lambda _: {"dummy_triggers": "universal", "perturbed_share": 1.5},
+        "perturbed_share must be between 0 and 1",
+    ),
     "unknown evidence": (lambda _: {"evidence": ["hearsay"]}, "invalid choice: 'hearsay'"),
     "negative seed": (lambda _: {"seed": -1}, "between 0 and"),
     "negative learning rate": (lambda _: {"learning_rate": -1}, "must be positive"),
