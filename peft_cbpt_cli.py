@@ -72,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command(options: Sequence[str]) -> None:
         with named_extras():
-            run = getattr(import_module(f"peft_cbpt.commands.{name}"), name)
-        run(options)
+            getattr(import_module(f"peft_cbpt.commands.{name}"), name)(options)
 
     return run_command(command, words[1:])
 

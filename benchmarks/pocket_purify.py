@@ -5,6 +5,7 @@
 Runs only the cells that are missing in benchmarks/results/, about two minutes each on 2 cores.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -60,6 +61,7 @@ def figures(cells: list[dict], moment: str) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cells = {label: [cell(config, seed) for seed in SEEDS] for label, config in CONFIGS.items()}
     print("| pocket CLIP, BadNet | clean accuracy | attack success | accuracy under trigger |")
     print("|---|---|---|---|")

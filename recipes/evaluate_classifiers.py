@@ -9,8 +9,7 @@ computed again. (A script called evaluate.py would hide the `evaluate` library f
 
 import sys
 
-from peft_cbpt.commands.evaluate import evaluate
-from peft_cbpt.commands.parsing import run_command
+from peft_cbpt.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(evaluate))
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -7,8 +7,7 @@ Writes the fine-tuned model and `training.json`.
 
 import sys
 
-from peft_cbpt.commands.finetune import finetune
-from peft_cbpt.commands.parsing import run_command
+from peft_cbpt.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(finetune))
+    sys.exit(main(["finetune", *sys.argv[1:]]))

@@ -8,8 +8,7 @@ that the model is backdoored on purpose.
 
 import sys
 
-from peft_cbpt.commands.parsing import run_command
-from peft_cbpt.commands.poison import poison
+from peft_cbpt.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(poison))
+    sys.exit(main(["poison", *sys.argv[1:]]))

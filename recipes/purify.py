@@ -8,8 +8,7 @@ Prints one table, and writes the adapter, results.json and before_after.png to -
 
 import sys
 
-from peft_cbpt.commands.parsing import run_command
-from peft_cbpt.commands.purify import purify
+from peft_cbpt.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(purify))
+    sys.exit(main(["purify", *sys.argv[1:]]))

@@ -8,6 +8,7 @@ Fetches the source distribution of the installed PEFT with pip, once, into `.cac
 is gone. Where the distribution cannot be fetched nothing is run, and the exit code is 75.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -75,7 +76,9 @@ def fetch_tests(peft_version: str) -> Path:
     return folder
 
 
-def main(options: list[str]) -> int:
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _, options = parser.parse_known_args(words)
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         folder = fetch_tests(version("peft"))

@@ -19,6 +19,7 @@ from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.clip.resnet import CLIPResNetConfig
 from peft_cbpt.common.errors import InputError, first_line
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 MODEL_TYPES = (CLIPConfig.model_type, CLIPResNetConfig.model_type)
 
 
@@ -54,8 +55,8 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
             finite.
     """
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
-    if looks_local and not Path(name_or_path).is_dir():
-        raise InputError(f"there is no folder {name_or_path}: give the folder of a saved CLIP, or a Hub id")
+    if looks_local or Path(name_or_path).exists():
+        _check_folder(Path(name_or_path))
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except Exception as error:  # damaged files raise errors of many kinds
@@ -91,6 +92,22 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
         if not torch.isfinite(parameter).all():
             raise InputError(f"the weight {name} of {name_or_path} is not finite: the checkpoint is damaged")
     return LoadedCLIP(model.eval(), tokenizer, image_processor)
+
+
+def _check_folder(folder: Path) -> None:
+    """What is missing in a folder, before the libraries say it in their words."""
+    convert = f"`peft-cbpt convert {folder} --output_dir DIR`"
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: make a folder of it with {convert}, and give DIR")
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: give the folder of a saved CLIP, or a Hub id")
+    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} has its weights in a pickle: make a folder with safetensors with {convert}")
+    if (folder / "config.json").exists() and not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise InputError(
+            f"{folder} has no tokenizer ({' or '.join(TOKENIZER_FILES)}): copy it from the model that it was "
+            f"made from, or use {convert[:-1]} --tokenizer NAME`"
+        )
 
 
 def _check_image_processor(model: CLIPModel, image_processor: CLIPImageProcessorPil, name: str) -> None:

@@ -74,6 +74,10 @@ def _print(results: Mapping[str, Any], output: str) -> None:
     rows = [[label, f"{before:.2f}", f"{after:.2f}"] for label, before, after in figure_rows(results)]
     print()
     print_columns([["%", "before", "after"], *rows], n_left=1)
+    if not any("loss_adv" in epoch for epoch in results["epochs"]):
+        print(
+            "\nAll epochs were prompt warm-up, so nothing was purified: more num_train_epochs, or fewer warmup_epochs."
+        )
     if sentence := suspected(results):
         print(f"\n{sentence}")
     for what, skipped in results["skipped"].items():

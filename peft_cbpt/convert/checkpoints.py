@@ -57,6 +57,14 @@ def _read(file: Path, allow_unsafe: bool) -> Any:
         start = stream.read(9)
     if file.suffix == ".safetensors" or start[8:] == b"{":
         return load_file(file)
+    if start[:1] != b"\x80" and start[:4] != b"PK\x03\x04":
+        words = start.split(b"\n")[0]
+        if words and words.isascii() and words.decode().isprintable():
+            raise InputError(
+                f"{file} is no checkpoint but text that begins with {words.decode()!r}, such as a page or a git-lfs "
+                "pointer that was downloaded in its place: download it again"
+            )
+        raise ValueError("neither safetensors nor what torch.save writes")
     if _is_torchscript(file):
         if allow_unsafe:
             return unsafe.run_torchscript(file)

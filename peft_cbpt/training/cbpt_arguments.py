@@ -50,6 +50,7 @@ WITHOUT_EFFECT = {
     + ("parallelism_config",),
     "it is for language models": ("use_liger_kernel", "liger_kernel_config", "use_cache"),
     "every image counts": ("dataloader_drop_last",),
+    "the context stays in float32": ("fp16_full_eval", "bf16_full_eval"),
     "compare checkpoints with evaluate": ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     "the trainer's rows are its own": ("remove_unused_columns",),
 }
@@ -154,6 +155,8 @@ class CBPTTrainingArguments(TrainingArguments):
         for name in ("inversion_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
+        if self.max_steps <= 0:
+            self.refuse_to_end_in_warmup(self.num_train_epochs, f"num_train_epochs {self.num_train_epochs:g}")
         if self.momentum >= 1:
             raise InputError(f"momentum must be below 1, it is {self.momentum}")
         if not 0 <= self.seed < 2**32:
@@ -168,6 +171,21 @@ class CBPTTrainingArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes without a GPU do not join
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # DataParallel would ask every replica for all class prompts
+
+    def refuse_to_end_in_warmup(self, epochs: float, given: str) -> None:
+        """See that some of the epochs come after the prompt warm-up.
+
+        Another warm-up than the default's is taken as meant: nothing but warm-up is CoOp.
+
+        Raises:
+            InputError: if none does.
+        """
+        default = type(self).warmup_epochs
+        if epochs <= self.warmup_epochs == default:
+            raise InputError(
+                f"{given} ends within the prompt warm-up, the first {default} epochs, in which nothing is purified: "
+                "raise it, or set warmup_epochs (by default a quarter of the epochs)"
+            )
 
     def inversion_settings(self) -> InversionSettings:
         """The inner loop's settings."""
@@ -222,5 +240,11 @@ class CBPTTrainingArguments(TrainingArguments):
             refuse(UNIVERSAL_ONLY, "it belongs to dummy_triggers universal")
         if not self.use_feature_cache:
             refuse(("feature_cache_dir", "feature_cache_gb"), "use_feature_cache is false")
+        if not self.dataloader_num_workers:
+            refuse(("dataloader_persistent_workers",), "dataloader_num_workers is 0")
+        if self.lr_scheduler_type == "cosine":
+            refuse(("lr_scheduler_kwargs",), "it belongs to other values of lr_scheduler_type")
+        if self.use_cpu or not torch.accelerator.is_available():
+            refuse(("fp16",), "a CPU has no half precision that is quicker; bf16 it has")
         for reason, names in WITHOUT_EFFECT.items():
             refuse(names, reason)

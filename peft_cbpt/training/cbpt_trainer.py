@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from peft_cbpt.clip.pixels import PixelNormalizer
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.features.cache import fingerprint
 from peft_cbpt.method.losses import l_bn, purification_objective
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
@@ -65,11 +66,17 @@ class CBPTTrainer(Trainer):
         normalize: PixelNormalizer | None = None,
         **kwargs: Any,
     ):
+        if args.max_steps > 0:
+            batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+            steps_per_epoch = math.ceil(len(train_dataset) / batch)  # type: ignore[arg-type]
+            args.refuse_to_end_in_warmup(args.max_steps / steps_per_epoch, f"max_steps {args.max_steps}")
         self.images = train_dataset
         self.normalize = normalize or PixelNormalizer()
         self.frozen_images: FrozenImages | None = None
         self.dummy_triggers: DummyTriggers | None = None
         self.epoch_log = EpochLog()
+        if args.eval_on_start and kwargs.get("eval_dataset") is None:
+            raise InputError("eval_on_start needs an eval_dataset, and there is none: leave it out")
         kwargs.setdefault("data_collator", collate)
         super().__init__(model, args, train_dataset=BankRows(len(train_dataset)), **kwargs)  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = False
@@ -98,7 +105,8 @@ class CBPTTrainer(Trainer):
         prompts: Any = self.model.active_peft_config
         wording = {name: getattr(prompts, name) for name in ("class_names", "class_token_position", "template")}
         inner = {"bank": self._bank_key, "inner_loop": self.args.inner_loop(), "seed": self.args.seed}
-        return fingerprint(inner | wording)
+        kept = {name: getattr(self.args, name) for name in ("learning_rate", "momentum", "weight_decay")}
+        return fingerprint(inner | wording | {"optimizer": kept})
 
     def check_checkpoint(self, folder: str) -> None:
         """See that a checkpoint is whole and of this job.

@@ -36,8 +36,8 @@ def check_checkpoint(folder: Path, job: str, adapter_name: str, context_shape: t
         raise InputError(f"{folder} is no whole checkpoint: give another, or start anew") from error
     if made_by != job or tuple(context.shape) != context_shape:
         raise InputError(
-            f"{folder} was made with another model, images, prompts, seed or inversion settings: "
-            "resume with the same ones, or start anew"
+            f"{folder} was made with another model, images, prompts, seed, learning rate or inversion "
+            "settings: resume with the same ones, or start anew"
         )
 
 

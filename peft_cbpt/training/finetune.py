@@ -77,16 +77,17 @@ def finetune_clip(clip: LoadedCLIP, arguments: FinetuneArguments) -> list[Skippe
         InputError: if none could.
     """
     set_seed(arguments.seed)
+    collator: ContrastiveCollator | CleanCLIPCollator
+    if arguments.method == "ft":
+        collator = ContrastiveCollator(clip.tokenizer, clip.normalize, clip.max_text_length)
+    else:
+        collator = CleanCLIPCollator(clip.tokenizer, clip.normalize, clip.max_text_length, arguments.seed)
     source = pairs = arguments.open_pairs("defence", clip.image_processor)
     if arguments.pairs_name == POCKET and not isinstance(pairs, IterableDataset):
         pairs = in_memory(pairs)
     training = arguments.training_arguments(arguments.output_dir, pairs)
-    if arguments.method == "ft":
-        collator = ContrastiveCollator(clip.tokenizer, clip.normalize, clip.max_text_length)
-        trainer = ContrastiveTrainer(clip.model, training, train_dataset=pairs, data_collator=collator)
-    else:
-        augmenting = CleanCLIPCollator(clip.tokenizer, clip.normalize, clip.max_text_length, arguments.seed)
-        trainer = CleanCLIPTrainer(clip.model, training, train_dataset=pairs, data_collator=augmenting)
+    trainer_type = ContrastiveTrainer if arguments.method == "ft" else CleanCLIPTrainer
+    trainer = trainer_type(clip.model, training, train_dataset=pairs, data_collator=collator)
     trainer.train()
     if trainer.state.global_step == 0:
         raise InputError(f"none of the pairs of {arguments.pairs_name} can be used: see to its images and captions")

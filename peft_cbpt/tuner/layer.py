@@ -130,12 +130,24 @@ def fill_in_class_prompts(
     """Forward pre-hook of a CLIP: a call with pixels and no `input_ids` gets the active adapter's prompts.
 
     With the adapter disabled these are the template prompts. All other calls pass unchanged.
+
+    Raises:
+        ValueError: for a call without pixels, with an empty batch or with `return_loss`, where an adapter is active.
     """
     input_ids = args[0] if args else kwargs.get("input_ids")
     pixel_values = args[1] if len(args) > 1 else kwargs.get("pixel_values")
     layer = model.text_model.embeddings.token_embedding
-    if input_ids is not None or pixel_values is None or layer.adapter_in_use is None:
+    if input_ids is not None or layer.adapter_in_use is None:
         return None
+    if pixel_values is None:
+        raise ValueError("pixel_values is missing: give images as (B, 3, H, W); class prompts are filled in")
+    if pixel_values.ndim != 4 or len(pixel_values) == 0:
+        raise ValueError(f"pixel_values must be (B, 3, H, W) with at least one image, not {tuple(pixel_values.shape)}")
+    if kwargs.get("return_loss"):
+        raise ValueError(
+            "return_loss compares images with captions of their own, and class prompts are none: leave it out, and "
+            "take cross_entropy(logits_per_image, labels)"
+        )
     prompts = layer.class_prompts[layer.adapter_in_use]
     input_ids = prompts.input_ids(learned=not layer.disable_adapters, device=pixel_values.device)
     if args:

@@ -84,7 +84,14 @@ def test_a_resumed_run_gives_the_same_adapter(run_purify, finished, tmp_path):
     torch.testing.assert_close(context_of(interrupted), context_of(finished), rtol=0, atol=1e-6)
 
 
-OTHER_JOBS = {"seed": 1, "num_shots": 3, "epsilon": 0.1, "num_context_tokens": 2, "class_token_position": "front"}
+OTHER_JOBS = {
+    "seed": 1,
+    "num_shots": 3,
+    "epsilon": 0.1,
+    "learning_rate": 0.01,
+    "num_context_tokens": 2,
+    "class_token_position": "front",
+}
 
 
 @pytest.mark.parametrize("change", OTHER_JOBS)

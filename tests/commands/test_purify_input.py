@@ -28,6 +28,23 @@ def not_a_clip(tmp_path):
     return {"model_name_or_path": str(folder)}
 
 
+def a_file_as_model(tmp_path):
+    return {"model_name_or_path": str(shutil.copy(f"{resolve_model('pocket:badnet')}/model.safetensors", tmp_path))}
+
+
+def model_in_pickles(tmp_path):
+    folder = shutil.copytree(resolve_model("pocket:badnet"), tmp_path / "old")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    return {"model_name_or_path": str(folder)}
+
+
+def model_without_tokenizer(tmp_path):
+    folder = shutil.copytree(resolve_model("pocket:badnet"), tmp_path / "mute")
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / name).unlink(missing_ok=True)
+    return {"model_name_or_path": str(folder)}
+
+
 def images(tmp_path, spoil):
     root = write_folders(tmp_path / "images" / "train", pocket_dataset("base", "train", 4, FEW_CLASSES)).parent
     write_folders(root / "test", pocket_dataset("base", "test", 2, FEW_CLASSES))
@@ -104,6 +121,9 @@ BAD_INPUTS = {
     "model folder missing": (lambda _: {"model_name_or_path": "/no/such/clip"}, "no folder /no/such/clip"),
     "unknown pocket model": (lambda _: {"model_name_or_path": "pocket:evil"}, "choose one of"),
     "corrupt checkpoint": (broken_model, "download or save it again"),
+    "a file as model": (a_file_as_model, "is a file: make a folder of it with `peft-cbpt convert"),
+    "weights in a pickle": (model_in_pickles, "safetensors with `peft-cbpt convert"),
+    "no tokenizer": (model_without_tokenizer, "has no tokenizer (tokenizer.json or vocab.json)"),
     "not a CLIP": (not_a_clip, "not a CLIP"),
     "dataset missing": (lambda _: {"dataset_name": "/no/such/images"}, "give a folder"),
     "unknown pocket domain": (lambda _: {"dataset_name": "pocket:moon"}, "choose one of"),
@@ -135,6 +155,17 @@ BAD_INPUTS = {
     "negative seed": (lambda _: {"seed": -1}, "between 0 and"),
     "negative learning rate": (lambda _: {"learning_rate": -1}, "must be positive"),
     "no epochs": (lambda _: {"num_train_epochs": 0}, "must be positive"),
+    "epochs within the warm-up": (lambda _: {"num_train_epochs": 5, "warmup_epochs": 5}, "set warmup_epochs"),
+    "steps within the warm-up": (lambda _: {"max_steps": 3, "warmup_epochs": 5}, "max_steps 3 ends within the prompt"),
+    "evaluation at the start": (lambda _: {"eval_on_start": True}, "eval_on_start needs an eval_dataset"),
+    "liger kernel": (lambda _: {"use_liger_kernel": True}, "it is for language models"),
+    "NEFTune": (lambda _: {"neftune_noise_alpha": 5}, "reads features and no text"),
+    "deepspeed": (lambda _: {"deepspeed": "zero.json"}, "lie whole in every process"),
+    "label smoothing": (lambda _: {"label_smoothing_factor": 0.1}, "no effect here"),
+    "half precision on a CPU": (lambda _: {"fp16": True}, "fp16 has no effect here: a CPU"),
+    "half precision of the context": (lambda _: {"bf16_full_eval": True}, "stays in float32"),
+    "settings of another schedule": (lambda _: {"lr_scheduler_kwargs": {"num_cycles": 2}}, "lr_scheduler_type"),
+    "workers that stay": (lambda _: {"dataloader_persistent_workers": True}, "dataloader_num_workers is 0"),
     "no test images": (lambda _: {"test_images_per_class": 0}, "at least 1"),
     "split with a slash": (lambda _: {"dataset_split": "a/b"}, "without slashes"),
     "columns removed": (lambda _: {"remove_unused_columns": True}, "has no effect"),

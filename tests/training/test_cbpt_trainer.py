@@ -202,6 +202,15 @@ def test_bad_settings_are_refused(tmp_path, settings):
         CBPTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
 
 
+def test_the_default_warmup_is_refused_where_it_is_all_there_is(tmp_path):
+    for epochs in (1, 5):
+        with pytest.raises(InputError, match=f"num_train_epochs {epochs} ends within"):
+            CBPTTrainingArguments(output_dir=str(tmp_path), num_train_epochs=epochs)
+    CBPTTrainingArguments(output_dir=str(tmp_path), num_train_epochs=6)
+    CBPTTrainingArguments(output_dir=str(tmp_path), num_train_epochs=5, warmup_epochs=1)
+    CBPTTrainingArguments(output_dir=str(tmp_path), num_train_epochs=10, warmup_epochs=10)  # CoOp
+
+
 @pytest.mark.parametrize(
     "settings",
     [

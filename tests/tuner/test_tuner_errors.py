@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,21 @@ def test_class_names_of_a_saved_adapter_cannot_be_edited(load_clip: Any, tmp_pat
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "class_names": ["a", "b", "c"]}))
     with pytest.raises(ValueError, match="class_token_ids has 2 entries for 3 class_names"):
         PeftModel.from_pretrained(load_clip(), tmp_path)
+
+
+CALLS: list[tuple[dict[str, Any], str]] = [
+    ({}, "pixel_values is missing"),
+    ({"attention_mask": torch.ones(2, 8)}, "pixel_values is missing"),
+    ({"pixel_values": torch.zeros(0, 3, 48, 48)}, r"at least one image, not \(0, 3, 48, 48\)"),
+    ({"pixel_values": torch.zeros(3, 48, 48)}, r"must be \(B, 3, H, W\)"),
+    ({"pixel_values": torch.zeros(2, 3, 48, 48), "return_loss": True}, "leave it out"),
+]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("call, message", CALLS)
+def test_a_call_that_class_prompts_cannot_answer_says_so(poisoned_clip: Any, call: Any, message: str, enabled: bool):
+    config = CBPTConfig(class_names=CLASSES).tokenize(poisoned_clip.tokenizer)
+    model = get_peft_model(poisoned_clip.model, config)
+    with nullcontext() if enabled else model.disable_adapter(), pytest.raises(ValueError, match=message):
+        model(**call)
