@@ -133,7 +133,7 @@ class Wave(_Scaled):
 
     def draw(self, side: tuple[int, int], generator: np.random.Generator) -> Tensor:
         most = min(self.most, min(side) // 4)
-        down, across = generator.integers(0, most + 1), generator.integers(-most, most + 1)
+        down, across = int(generator.integers(0, most + 1)), int(generator.integers(-most, most + 1))
         down = 1 if down == across == 0 else down
         return torch.tensor([down, across, generator.random(), 1.0])
 
@@ -255,8 +255,8 @@ def find_trigger(
 ) -> FoundTrigger:
     """A trigger of a kind that makes `objective` of the images' features large.
 
-    By steps along the normalised gradient, shrinking, from a random mark; or, where a kind is not searched, the best of
-    `steps` random marks.
+    By steps along the normalised gradient, shrinking, from a random mark; or, where a kind is not searched, the best
+    of `steps` random marks.
 
     Args:
         encode_image: From pixels in [0, 1] to unit-norm features; only a gradient to its input is asked for.
