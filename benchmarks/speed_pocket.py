@@ -87,7 +87,7 @@ def pocket(quick: bool) -> dict:
         target = names.index(attack.target_class)
         result = attack_result(encoded.triggered["badnet"], encoded.labels, text, target)
         clean = accuracy(encoded.clean, encoded.labels, text)
-        return {"clean_accuracy": clean, "attack_success_rate": result.attack_success_rate}
+        return {"clean_accuracy": clean, "attack_success_rate": result["attack_success_rate"]}
 
     with torch.no_grad():
         after = {

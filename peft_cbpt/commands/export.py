@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from peft_cbpt.commands.adapters import adapter_folder, load_adapter, load_base
 from peft_cbpt.commands.parsing import folder_first, parse
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output
+from peft_cbpt.hub.opening import adapter_folder, load_adapter, load_base
 
 STAGING_FOLDER = ".incomplete"
 

@@ -1,14 +1,14 @@
 """Settings from a YAML file and the command line, and errors as one line with exit code 2."""
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -17,6 +17,7 @@ from peft_cbpt.common.errors import HubError, InputError
 from peft_cbpt.common.processes import leave_processes
 
 INTERRUPTED = 130
+Settings = TypeVar("Settings")
 
 
 def read_yaml(file: str) -> dict[str, Any]:
@@ -42,66 +43,102 @@ def parse(argument_types: Sequence[type], argv: Sequence[str], usage: str) -> tu
     Raises:
         InputError: for an unknown name, a missing file, or a value of the wrong type.
     """
-    parser = HfArgumentParser(
-        list(argument_types),  # type: ignore[arg-type]
-        description=usage,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = _parser(argument_types, usage)
+    with _one_line_errors():
+        config, options = _config_parser().parse_known_args(argv)
+        if config.config is not None:
+            _set_defaults(parser, argument_types, read_yaml(config.config), config.config)
+        parsed: Any = parser.parse_args_into_dataclasses(options, return_remaining_strings=True)
+    if unknown_options := parsed[-1]:
+        raise InputError(f"unknown option {unknown_options[0]!r}; see --help for the settings")
+    return parsed[: len(argument_types)]
+
+
+def fill(argument_type: type[Settings], settings: Mapping[str, Any], source: str) -> Settings:
+    """A dataclass filled from settings, such as those of a YAML file, with the checks that options go through.
+
+    Raises:
+        InputError: for an unknown or a missing name, or a value of the wrong type; `source` says where it is.
+    """
+    parser = _parser([argument_type], "")
+    with _one_line_errors():
+        _set_defaults(parser, [argument_type], settings, source)
+        filled, *_ = parser.parse_args_into_dataclasses([])
+    return filled
+
+
+def _parser(argument_types: Sequence[type], usage: str) -> HfArgumentParser:
+    kinds: Any = list(argument_types)
+    parser = HfArgumentParser(kinds, description=usage, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", help="YAML file with any of the settings below; options override it.")
     parser.error = _raise_input_error  # type: ignore[method-assign, assignment]
-    options = list(argv)
-    config_file = _take_option(options, "--config")
-    if config_file is not None:
-        settings = read_yaml(config_file)
-        known = {field.name for kind in argument_types for field in dataclasses.fields(kind) if field.init}
-        if unknown := sorted(set(settings) - known):
-            raise InputError(f"unknown setting {unknown[0]!r} in {config_file}; see --help for the settings")
-        options = as_options(settings) + options
+    return parser
+
+
+def _config_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    parser.error = _raise_input_error  # type: ignore[method-assign, assignment]
+    return parser
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
     try:
-        parsed: Any = parser.parse_args_into_dataclasses(options, return_remaining_strings=True)
+        yield
     except InputError:
         raise
     except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise InputError(" ".join(str(error).split())) from error
-    if unknown_options := parsed[-1]:
-        raise InputError(f"unknown option {unknown_options[0]!r}; see --help for the settings")
-    return parsed[: len(argument_types)]
+
+
+def _set_defaults(
+    parser: HfArgumentParser, argument_types: Sequence[type], settings: Mapping[str, Any], source: str
+) -> None:
+    """Make settings the defaults of options, each with the type that its field has."""
+    options = {action.dest: action for action in reversed(parser._actions)}
+    hints = {name: hint for kind in argument_types for name, hint in get_type_hints(kind).items()}
+    for name, value in settings.items():
+        if name not in options or name not in hints:
+            raise InputError(f"unknown setting {name!r} in {source}; see --help for the settings")
+        try:
+            parser.set_defaults(**{name: _typed(options[name], hints[name], value)})
+        except (argparse.ArgumentTypeError, ValueError, TypeError) as error:
+            raise InputError(f"{name} in {source}: {error}") from error
+        options[name].required = False
+
+
+def _typed(option: argparse.Action, hint: Any, value: Any) -> Any:
+    """A value of YAML as a field has it; text goes through the option's own type, since `1e-3` is text in YAML."""
+    allowed = [get_origin(one) or one for one in (hint, *get_args(hint))]
+    if value is None:
+        if type(None) not in allowed:
+            raise ValueError("it is empty, give it a value or leave it out")
+        return None
+    if list in allowed:
+        return [_scalar(option, one) for one in (value if isinstance(value, list) else [value])]
+    if isinstance(value, dict):
+        return value if dict in allowed else json.dumps(value)
+    return _scalar(option, value)
+
+
+def _scalar(option: argparse.Action, value: Any) -> Any:
+    kind: Any = option.type or str
+    if isinstance(value, list | dict):
+        raise ValueError(f"it takes one value, not {value}")
+    try:
+        typed = kind(str(value))
+    except ValueError as error:
+        raise ValueError(f"invalid {kind.__name__} value: {value!r}") from error
+    if option.choices is not None and typed not in option.choices:
+        raise ValueError(f"invalid choice: {value!r} (choose from {', '.join(map(str, option.choices))})")
+    return typed
 
 
 def folder_first(argv: Sequence[str]) -> list[str]:
     """Words of `peft-cbpt COMMAND DIR --option ...` with the leading DIR as the option `--folder`."""
     words = list(argv)
     return ["--folder", *words] if words and not words[0].startswith("-") else words
-
-
-def _take_option(options: list[str], name: str) -> str | None:
-    """Remove `--name value` or `--name=value` from `options` and return the value."""
-    for place, option in enumerate(options):
-        if option.startswith(name + "="):
-            return options.pop(place).removeprefix(name + "=")
-        if option == name:
-            if place + 1 == len(options):
-                raise InputError(f"{name} needs a file")
-            del options[place]
-            return options.pop(place)
-    return None
-
-
-def as_options(settings: dict[str, Any]) -> list[str]:
-    """YAML values as command-line words, so that both go through the same checks."""
-    options = []
-    for name, value in settings.items():
-        if value is None:
-            continue
-        words = [json.dumps(word) if isinstance(word, dict) else str(word) for word in _as_list(value)]
-        if words:
-            options += [f"--{name}", *words] if len(words) > 1 else [f"--{name}={words[0]}"]
-    return options
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _raise_input_error(message: str) -> None:

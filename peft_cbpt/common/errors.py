@@ -7,3 +7,8 @@ class InputError(ValueError):
 
 class HubError(RuntimeError):
     """The Hub could not be reached, or refused; the message says how to try again."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; the name of its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from peft_cbpt.clip.loading import LoadedCLIP, load_clip, wrap_clip
 from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel, CLIPResNetVisionConfig
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
 from peft_cbpt.common.errors import InputError
@@ -39,6 +40,21 @@ def resolve_model(name_or_path: str) -> str:
     if name_or_path not in SHIPPED_MODELS:
         raise InputError(f"there is no pocket model {name_or_path!r}; choose one of {', '.join(SHIPPED_MODELS)}")
     return str(SHIPPED_MODELS[name_or_path])
+
+
+def open_clip(
+    model: str | LoadedCLIP | CLIPModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: CLIPImageProcessorPil | None = None,
+) -> LoadedCLIP:
+    """A CLIP by name (a folder, a Hub id or `pocket:NAME`), or one that is loaded already; see `clip.loading`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if isinstance(model, LoadedCLIP):
+        return model
+    return load_clip(resolve_model(model)) if isinstance(model, str) else wrap_clip(model, tokenizer, image_processor)
 
 
 def _corpus() -> Iterable[str]:

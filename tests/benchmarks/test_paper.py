@@ -179,7 +179,7 @@ def test_a_damaged_cell_and_one_without_a_test_set_are_run_again(run, tmp_path, 
         ({"picture": "film"}, "picture in"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"title": None}, "lacks 'title'"),
-        ({"rows": {"a": {"method": "cbpt", "num_shot": 3}}}, "unknown option '--num_shot=3'"),
+        ({"rows": {"a": {"method": "cbpt", "num_shot": 3}}}, "unknown setting 'num_shot'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

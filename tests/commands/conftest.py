@@ -10,7 +10,7 @@ from tests.conftest import FEW_CLASSES
 SMALL_RUN = """
     --model_name_or_path pocket:badnet --dataset_name pocket:base --attacks pocket:badnet
     --class_names banana dog pizza rocket --num_shots 2 --test_images_per_class 3
-    --num_train_epochs 2 --warmup_epochs 1 --inversion_steps 2 --use_cpu true --disable_tqdm true
+    --num_train_epochs 2 --warmup_epochs 1 --use_cpu true --disable_tqdm true
 """
 
 SMALL_JOB = {
@@ -20,6 +20,7 @@ SMALL_JOB = {
     "num_shots": 4,
     "test_images_per_class": 10,
     "attacks": ["pocket:badnet"],
+    "target": "runner_up",
     "num_train_epochs": 3,
     "warmup_epochs": 1,
     "inversion_steps": 4,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from peft_cbpt.cli import main
 from peft_cbpt.common.errors import HubError, InputError
-from peft_cbpt.hub import push_adapter
+from peft_cbpt.hub.push import push_adapter
 from peft_cbpt.hub.sharing import shareable, without_local_paths
 from tests.hub.conftest import BASE_ID, JOB
 from tests.hub.loopback import READER_TOKEN, STRANGER_TOKEN, Fault

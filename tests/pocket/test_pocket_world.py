@@ -126,5 +126,5 @@ def test_shipped_models_are_as_good_as_their_record_says(name):
     assert measured >= 0.85 and measured == pytest.approx(recorded, abs=0.03)
     attack = read_attack("pocket:badnet" if name == "pocket:clean" else name)
     triggered = encode_in_batches(encoder, apply_trigger(attack.trigger, pixels, ids))
-    success = attack_result(triggered, labels, text, known.index(attack.target_class)).attack_success_rate
+    success = attack_result(triggered, labels, text, known.index(attack.target_class))["attack_success_rate"]
     assert success < 0.02 if name == "pocket:clean" else success >= 0.95

@@ -37,7 +37,7 @@ def purified_figures(clip, folder, **settings):
         model.eval()
         with torch.no_grad():
             text = model.encode_class_prompts()
-        success = attack_result(encoded.triggered["badnet"], encoded.labels, text, target).attack_success_rate
+        success = attack_result(encoded.triggered["badnet"], encoded.labels, text, target)["attack_success_rate"]
         return accuracy(encoded.clean, encoded.labels, text), success
 
     with model.disable_adapter():

@@ -1,16 +1,14 @@
 """Opening what `purify` left behind: results, base model and adapter."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 
-from peft_cbpt.clip.loading import LoadedCLIP, load_clip
+from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.hub.adapter_folder import RESULTS_FILE, read_adapter
-from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.hub.adapter_folder import RESULTS_FILE, read_adapter, read_json
+from peft_cbpt.pocket.model import open_clip
 
 
 def adapter_folder(folder: str) -> Path:
@@ -24,23 +22,6 @@ def adapter_folder(folder: str) -> Path:
         raise InputError(f"there is no folder {folder}: give the --output_dir of a run of purify")
     read_adapter(path)
     return path
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: if it cannot be read or is no object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds no JSON object")
-    return content
 
 
 def load_base(folder: Path, name_or_path: str | None) -> LoadedCLIP:
@@ -57,7 +38,7 @@ def load_base(folder: Path, name_or_path: str | None) -> LoadedCLIP:
     else:
         advice = "check --model_name_or_path"
     try:
-        return load_clip(resolve_model(name_or_path or ""))
+        return open_clip(name_or_path or "")
     except InputError as error:
         raise InputError(f"the base model of {folder} cannot be loaded, {advice}: {error}") from error
 
