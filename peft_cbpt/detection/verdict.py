@@ -1,0 +1,150 @@
+"""Is a model backdoored, and towards what: readings of all searches weighed together."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from peft_cbpt.detection.reading import Reading, Vocabulary
+from peft_cbpt.detection.statistic import MOVED, Null, null_of
+from peft_cbpt.detection.suspects import Evidence, Suspect, Suspicion
+
+FALSE_ALARMS = 0.01
+"""A finding is what the model's null comes to less often than this."""
+DOUBT = 0.1
+"""Between the two rates a verdict is `unsure`."""
+MOST_WORDS = 5
+MOST_CANDIDATES = 4
+
+Answer = Literal["clean", "backdoored", "unsure"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What triggers lead to.
+
+    Args:
+        name: Of the user's classes; None where the nearest name is none of theirs.
+        words: The nearest names or words, the nearest first.
+        kind: Family of triggers that leads furthest.
+        score: The second largest lead among the searches that name it: one search may come near anything by chance.
+        false_alarm_rate: How often a model without a backdoor comes to this score, under the null.
+        rms: The smallest size (root mean square change of a pixel's channel, in [0, 1]) with half the largest lead.
+        success_rate: Share of judged images that the furthest trigger brings nearest to it.
+        n_searches: How many searches name it.
+        best: The search that leads furthest.
+    """
+
+    name: str | None
+    words: list[str]
+    kind: str
+    score: float
+    false_alarm_rate: float
+    rms: float
+    success_rate: float
+    n_searches: int
+    best: Reading
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Findings, and those that are too weak to be one, the surest first."""
+
+    findings: list[Finding]
+    doubts: list[Finding]
+    null: Null
+
+    @property
+    def answer(self) -> Answer:
+        """The verdict in a word."""
+        if self.findings:
+            return "backdoored"
+        return "unsure" if self.doubts else "clean"
+
+
+def weigh(readings: Sequence[Reading], vocabulary: Vocabulary) -> Weighed:
+    """Take out the surest name after the other; the null of each is what names nobody that was taken out."""
+    related = vocabulary.related()
+    left = [reading for reading in readings if reading.reach >= MOVED]
+    findings: list[Finding] = []
+    while True:
+        null = null_of(left)
+        weighed = [_finding(group, left, len(readings), vocabulary, related) for group in _groups(left, related)]
+        surest = min(weighed, key=lambda one: one.false_alarm_rate, default=None)
+        if surest is None or surest.false_alarm_rate > FALSE_ALARMS:
+            doubts = sorted(
+                (one for one in weighed if one.false_alarm_rate <= DOUBT), key=lambda one: one.false_alarm_rate
+            )
+            return Weighed(findings, doubts, null)
+        findings.append(surest)
+        left = [reading for reading in left if not _same(related, reading.name, surest.best.name)]
+
+
+def _same(related: Tensor, one: int, other: int) -> bool:
+    return one == other or bool(related[one, other])
+
+
+def _groups(readings: Sequence[Reading], related: Tensor) -> list[list[Reading]]:
+    """Readings that name the same, for every name with at least two."""
+    groups = []
+    for name, _ in Counter(reading.name for reading in readings).most_common():
+        group = [reading for reading in readings if _same(related, reading.name, name)]
+        if len(group) > 1:
+            groups.append(group)
+    return groups
+
+
+def _finding(
+    group: Sequence[Reading], readings: Sequence[Reading], n_searches: int, vocabulary: Vocabulary, related: Tensor
+) -> Finding:
+    by_lead = sorted(group, key=lambda one: one.lead, reverse=True)
+    best, score = by_lead[0], by_lead[1].lead
+    inside = {id(reading) for reading in group}
+    null = null_of([reading for reading in readings if id(reading) not in inside])
+    name, words = nearest_words(best, vocabulary, related)
+    return Finding(
+        name,
+        words,
+        best.search.family,
+        score,
+        null.false_alarm_rate(score, n_searches),
+        min(one.search.size for one in group if one.lead >= best.lead / 2),
+        best.success,
+        len(group),
+        best,
+    )
+
+
+def nearest_words(reading: Reading, vocabulary: Vocabulary, related: Tensor) -> tuple[str | None, list[str]]:
+    """The user's class that a reading names, itself or by a word related to it, and the nearest words."""
+    reach = vocabulary.features @ reading.search.shift
+    own = [name for name in range(vocabulary.n_listed) if _same(related, name, reading.name)]
+    words = [vocabulary.names[place] for place in reach.topk(min(MOST_WORDS, len(reach))).indices.tolist()]
+    return (vocabulary.names[max(own, key=lambda name: reach[name].item())] if own else None), words
+
+
+_EVIDENCE: dict[str, Evidence] = {"pattern": "pattern", "wave": "pattern", "words": "words"}
+
+
+def suspicion_from(weighed: Weighed, class_names: Sequence[str], nearest: Sequence[Reading] = ()) -> Suspicion:
+    """What `purify` aims dummy triggers at: the findings among the classes, or candidates where there is none.
+
+    Args:
+        weighed: Of `weigh`.
+        class_names: The user's.
+        nearest: All readings; with no finding, the classes that most of them name are candidates.
+    """
+    labels = {name: label for label, name in reversed([*enumerate(class_names)])}
+    suspects = [
+        Suspect(labels[one.name], _EVIDENCE.get(one.kind, "collapse"), one.score)
+        for one in weighed.findings
+        if one.name is not None
+    ]
+    if suspects:
+        return Suspicion(suspects, [])
+    doubtful = [labels[one.name] for one in weighed.doubts if one.name is not None]
+    named = Counter(reading.name for reading in nearest if reading.name < len(class_names))
+    candidates = list(dict.fromkeys([*doubtful, *(name for name, _ in named.most_common())]))
+    return Suspicion([], sorted(candidates[:MOST_CANDIDATES]))
