@@ -15,6 +15,7 @@ FALSE_ALARMS = 0.01
 """A finding is what the model's null comes to less often than this."""
 DOUBT = 0.1
 """Between the two rates a verdict is `unsure`."""
+MOST_TARGETS = 4
 MOST_WORDS = 5
 MOST_CANDIDATES = 4
 
@@ -65,21 +66,39 @@ class Weighed:
 
 
 def weigh(readings: Sequence[Reading], vocabulary: Vocabulary) -> Weighed:
-    """Take out the surest name after the other; the null of each is what names nobody that was taken out."""
+    """Find the names that lead further than chance.
+
+    Two targets would hide each other if each were held against a null with the other in it. So the null is what is
+    left without the names that lead furthest: as many of them, `MOST_TARGETS` at most, as are all findings against it.
+    """
     related = vocabulary.related()
-    left = [reading for reading in readings if reading.reach >= MOVED]
-    findings: list[Finding] = []
-    while True:
-        null = null_of(left)
-        weighed = [_finding(group, left, len(readings), vocabulary, related) for group in _groups(left, related)]
-        surest = min(weighed, key=lambda one: one.false_alarm_rate, default=None)
-        if surest is None or surest.false_alarm_rate > FALSE_ALARMS:
-            doubts = sorted(
-                (one for one in weighed if one.false_alarm_rate <= DOUBT), key=lambda one: one.false_alarm_rate
-            )
-            return Weighed(findings, doubts, null)
-        findings.append(surest)
-        left = [reading for reading in left if not _same(related, reading.name, surest.best.name)]
+    moved = [reading for reading in readings if reading.reach >= MOVED]
+    groups = sorted(_groups(moved, related), key=_score, reverse=True)
+    for n_targets in range(min(MOST_TARGETS, len(groups)), -1, -1):
+        null = null_of(_without(moved, groups[:n_targets]))
+        found = [_finding(one, null, len(readings), vocabulary, related) for one in groups[:n_targets]]
+        if all(one.false_alarm_rate <= FALSE_ALARMS for one in found):
+            break
+    doubts = [
+        _finding(one, null_of(_without(moved, [*groups[:n_targets], one])), len(readings), vocabulary, related)
+        for one in groups[n_targets:]
+    ]
+    doubts = [one for one in doubts if one.false_alarm_rate <= DOUBT]
+    return Weighed(_surest_first(found), _surest_first(doubts), null)
+
+
+def _surest_first(findings: Sequence[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda one: one.false_alarm_rate)
+
+
+def _score(group: Sequence[Reading]) -> float:
+    """The second largest lead."""
+    return sorted(reading.lead for reading in group)[-2]
+
+
+def _without(readings: Sequence[Reading], groups: Sequence[Sequence[Reading]]) -> list[Reading]:
+    inside = {id(reading) for group in groups for reading in group}
+    return [reading for reading in readings if id(reading) not in inside]
 
 
 def _same(related: Tensor, one: int, other: int) -> bool:
@@ -87,29 +106,27 @@ def _same(related: Tensor, one: int, other: int) -> bool:
 
 
 def _groups(readings: Sequence[Reading], related: Tensor) -> list[list[Reading]]:
-    """Readings that name the same, for every name with at least two."""
-    groups = []
+    """Readings that name the same, of every name with at least two; each is in the group of the commonest name only."""
+    left, groups = list(readings), []
     for name, _ in Counter(reading.name for reading in readings).most_common():
-        group = [reading for reading in readings if _same(related, reading.name, name)]
+        group = [reading for reading in left if _same(related, reading.name, name)]
         if len(group) > 1:
             groups.append(group)
+            left = _without(left, [group])
     return groups
 
 
 def _finding(
-    group: Sequence[Reading], readings: Sequence[Reading], n_searches: int, vocabulary: Vocabulary, related: Tensor
+    group: Sequence[Reading], null: Null, n_searches: int, vocabulary: Vocabulary, related: Tensor
 ) -> Finding:
-    by_lead = sorted(group, key=lambda one: one.lead, reverse=True)
-    best, score = by_lead[0], by_lead[1].lead
-    inside = {id(reading) for reading in group}
-    null = null_of([reading for reading in readings if id(reading) not in inside])
+    best = max(group, key=lambda one: one.lead)
     name, words = nearest_words(best, vocabulary, related)
     return Finding(
         name,
         words,
         best.search.family,
-        score,
-        null.false_alarm_rate(score, n_searches),
+        _score(group),
+        null.false_alarm_rate(_score(group), n_searches),
         min(one.search.size for one in group if one.lead >= best.lead / 2),
         best.success,
         len(group),
