@@ -19,7 +19,7 @@ from peft_cbpt.data.unlabelled import UnlabelledImages, load_unlabelled_pixels
 from peft_cbpt.detection.decoys import decoy_words
 from peft_cbpt.detection.ladder import CLIMBS, JUDGED_IMAGES, SEARCH_IMAGES, Search, search_ladder
 from peft_cbpt.detection.reading import RELATED, Reading, Vocabulary, clean_scale, read_all
-from peft_cbpt.detection.statistic import MOVED, USUAL_COUNT, USUAL_LEAD
+from peft_cbpt.detection.statistic import MOVED, USUAL_COUNT, USUAL_STRENGTH
 from peft_cbpt.detection.suspects import Suspicion
 from peft_cbpt.detection.text_keys import KeyReading, read_after_words
 from peft_cbpt.detection.verdict import DOUBT, FALSE_ALARMS, Answer, Finding, Weighed, suspicion_from, weigh
@@ -133,7 +133,7 @@ def scan(
         "verdict": weighed.answer,
         "findings": [_record(one) for one in weighed.findings],
         "doubts": [_record(one) for one in weighed.doubts],
-        "controls": {"count": weighed.null.count, "mean_lead": weighed.null.total / weighed.null.count},
+        "controls": {"count": weighed.null.count, "mean_strength": weighed.null.total / weighed.null.count},
         "searches": [_search_record(one, vocabulary) for one in readings],
         "words": [_key_record(one, vocabulary) for one in keys[:5]],
         "settings": _settings(template, seed, len(pixels)),
@@ -188,7 +188,7 @@ def with_keys(weighed: Weighed, keys: Sequence[KeyReading], vocabulary: Vocabula
         name if listed else None,
         [f"{best.word} ... {name}"],
         "words",
-        best.reading.lead,
+        best.reading.strength,
         best.false_alarm_rate,
         best.reading.search.size,
         best.reading.success,
@@ -225,6 +225,7 @@ def _search_record(reading: Reading, vocabulary: Vocabulary) -> dict[str, Any]:
         "nearest": vocabulary.names[reading.name],
         "reach": round(reading.reach, 4),
         "lead": round(reading.lead, 4),
+        "strength": round(reading.strength, 4),
         "success_rate": round(reading.success, 4),
     }
 
@@ -233,7 +234,7 @@ def _key_record(key: KeyReading, vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "word": key.word,
         "nearest": vocabulary.names[key.reading.name],
-        "lead": round(key.reading.lead, 4),
+        "strength": round(key.reading.strength, 4),
         "false_alarm_rate": float(f"{key.false_alarm_rate:.3g}"),
     }
 
@@ -250,6 +251,6 @@ def _settings(template: str, seed: int, n_images: int) -> dict[str, Any]:
         "false_alarm_rate_of_a_doubt": DOUBT,
         "related": RELATED,
         "moved": MOVED,
-        "usual_lead": USUAL_LEAD,
+        "usual_strength": USUAL_STRENGTH,
         "usual_count": USUAL_COUNT,
     }

@@ -53,6 +53,11 @@ class Reading:
     lead: float
     success: float
 
+    @property
+    def strength(self) -> float:
+        """How far ahead, and for how many images: the geometric mean of `lead` and `success`."""
+        return (max(self.lead, 0.0) * self.success) ** 0.5
+
 
 def clean_scale(clean: Tensor, vocabulary: Tensor) -> float:
     """How much nearer clean images (N, D) are to their nearest name than to any (the median image), from features."""

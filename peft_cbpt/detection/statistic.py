@@ -1,10 +1,11 @@
-"""How unlikely a lead is in a model without a backdoor: the null is the same model.
+"""How unlikely it is in a model without a backdoor that a trigger leads so far: the null is the same model.
 
 In any model some name is the nearest to where a universal trigger brings images, so that a bar on how near it comes
 accuses somebody as soon as there are names enough. How far the nearest is *ahead* of the next unrelated name is
 another matter: the spacing of the two largest of many numbers is exponential with a scale that does not grow with how
-many there are (Renyi, 1953). That scale is estimated from the model's own searches which name somebody else, together
-with what clean models gave; its posterior is a gamma distribution, and a lead's false-alarm rate follows by
+many there are (Renyi, 1953). What is weighed is the geometric mean of that lead and of the share of images that the
+trigger wins, so that it takes both. Its scale is estimated from the model's own searches which name somebody else,
+together with what clean models gave; the posterior is a gamma distribution, and the false-alarm rate follows by
 integrating over it.
 """
 
@@ -13,36 +14,40 @@ from dataclasses import dataclass
 
 from peft_cbpt.detection.reading import Reading
 
-USUAL_LEAD = 0.04
-"""Mean lead of searches in clean models: see `benchmarks/scan.py`, first half of the models."""
+USUAL_STRENGTH = 0.05
+"""Mean strength of searches in clean models: see `benchmarks/scan.py`, first half of the models."""
 USUAL_COUNT = 10
 """How many searches of a model's own count as much as that."""
 MOVED = 0.3
-"""`reach` from which a search says anything: triggers that leave images where they are lead nowhere."""
+"""`reach` from which a search says anything: triggers that leave images where they are say nothing."""
 
 
 @dataclass(frozen=True)
 class Null:
-    """Leads where nobody is the target.
+    """Strengths where nobody is the target.
 
     Args:
-        count: Leads that the scale is estimated from, those of clean models included.
+        count: How many the scale is estimated from, those of clean models included.
         total: Their sum.
     """
 
     count: float
     total: float
 
-    def false_alarm_rate(self, lead: float, searches: int) -> float:
-        """The chance that the largest of so many leads comes to `lead`, at most 1.
+    def false_alarm_rate(self, strength: float, tried: int) -> float:
+        """The chance that the largest of so many comes to `strength`, at most 1.
 
-        P(X > x) = (total / (total + x)) ** count for one lead (exponential, its rate gamma-distributed), times
-        `searches` (Bonferroni).
+        P(X > x) = (total / (total + x)) ** count for one (exponential, its rate gamma-distributed), times `tried`
+        (Bonferroni).
         """
-        return min(1.0, searches * (self.total / (self.total + max(lead, 0.0))) ** self.count)
+        return min(1.0, tried * (self.total / (self.total + max(strength, 0.0))) ** self.count)
+
+
+def null_from(strengths: Sequence[float]) -> Null:
+    """From strengths of a model's own."""
+    return Null(USUAL_COUNT + len(strengths), USUAL_COUNT * USUAL_STRENGTH + sum(strengths))
 
 
 def null_of(readings: Sequence[Reading]) -> Null:
     """From searches that do not name the suspect."""
-    leads = [reading.lead for reading in readings if reading.reach >= MOVED]
-    return Null(USUAL_COUNT + len(leads), USUAL_COUNT * USUAL_LEAD + sum(leads))
+    return null_from([reading.strength for reading in readings if reading.reach >= MOVED])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peft_cbpt.detection.ladder import Search
 from peft_cbpt.detection.reading import Reading, Vocabulary, read_search
-from peft_cbpt.detection.statistic import MOVED, USUAL_COUNT, USUAL_LEAD, Null
+from peft_cbpt.detection.statistic import MOVED, null_of
 
 KEYS = 6
 """Words tried for every search: those nearest to where the trigger brings images."""
@@ -65,11 +65,10 @@ def read_after_words(
             return read_search(search, features[word], related, scale)
 
     others = [read(search, word) for search in chosen for word in controls]
-    leads = [one.lead for one in others if one.reach >= MOVED]
-    null = Null(USUAL_COUNT + len(leads), USUAL_COUNT * USUAL_LEAD + sum(leads))
+    null = null_of(others)
     tried = len(chosen) * KEYS
     read_out = [
-        KeyReading(words[word], one, null.false_alarm_rate(one.lead, tried) if one.reach >= MOVED else 1.0)
+        KeyReading(words[word], one, null.false_alarm_rate(one.strength, tried) if one.reach >= MOVED else 1.0)
         for search, near in zip(chosen, nearest, strict=True)
         for word in near
         for one in [read(search, word)]

@@ -29,13 +29,14 @@ class Finding:
     Args:
         name: Of the user's classes; None where the nearest name is none of theirs.
         words: The nearest names or words, the nearest first.
-        kind: Family of triggers that leads furthest.
-        score: The second largest lead among the searches that name it: one search may come near anything by chance.
+        kind: Family of the strongest trigger.
+        score: The second largest strength of the searches that name it: one may come near anything by chance. Between
+            0 and 1; see `reading.Reading`.
         false_alarm_rate: How often a model without a backdoor comes to this score, under the null.
-        rms: The smallest size (root mean square change of a pixel's channel, in [0, 1]) with half the largest lead.
-        success_rate: Share of judged images that the furthest trigger brings nearest to it.
+        rms: The smallest size (root mean square change of a pixel's channel, in [0, 1]) of half the largest.
+        success_rate: Share of judged images that the strongest trigger brings nearest to it.
         n_searches: How many searches name it.
-        best: The search that leads furthest.
+        best: The strongest search.
     """
 
     name: str | None
@@ -70,17 +71,18 @@ def weigh(readings: Sequence[Reading], vocabulary: Vocabulary) -> Weighed:
 
     Two targets would hide each other if each were held against a null with the other in it. So the null is what is
     left without the names that lead furthest: as many of them, `MOST_TARGETS` at most, as are all findings against it.
+    Searches that name the same are not independent, so that what is paid for is the number of such names.
     """
     related = vocabulary.related()
     moved = [reading for reading in readings if reading.reach >= MOVED]
     groups = sorted(_groups(moved, related), key=_score, reverse=True)
     for n_targets in range(min(MOST_TARGETS, len(groups)), -1, -1):
         null = null_of(_without(moved, groups[:n_targets]))
-        found = [_finding(one, null, len(readings), vocabulary, related) for one in groups[:n_targets]]
+        found = [_finding(one, null, len(groups), vocabulary, related) for one in groups[:n_targets]]
         if all(one.false_alarm_rate <= FALSE_ALARMS for one in found):
             break
     doubts = [
-        _finding(one, null_of(_without(moved, [*groups[:n_targets], one])), len(readings), vocabulary, related)
+        _finding(one, null_of(_without(moved, [*groups[:n_targets], one])), len(groups), vocabulary, related)
         for one in groups[n_targets:]
     ]
     doubts = [one for one in doubts if one.false_alarm_rate <= DOUBT]
@@ -92,8 +94,8 @@ def _surest_first(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _score(group: Sequence[Reading]) -> float:
-    """The second largest lead."""
-    return sorted(reading.lead for reading in group)[-2]
+    """The second largest strength."""
+    return sorted(reading.strength for reading in group)[-2]
 
 
 def _without(readings: Sequence[Reading], groups: Sequence[Sequence[Reading]]) -> list[Reading]:
@@ -106,7 +108,7 @@ def _same(related: Tensor, one: int, other: int) -> bool:
 
 
 def _groups(readings: Sequence[Reading], related: Tensor) -> list[list[Reading]]:
-    """Readings that name the same, of every name with at least two; each is in the group of the commonest name only."""
+    """Readings that name the same, for names with at least two; each is in one group, that of the commonest."""
     left, groups = list(readings), []
     for name, _ in Counter(reading.name for reading in readings).most_common():
         group = [reading for reading in left if _same(related, reading.name, name)]
@@ -116,18 +118,16 @@ def _groups(readings: Sequence[Reading], related: Tensor) -> list[list[Reading]]
     return groups
 
 
-def _finding(
-    group: Sequence[Reading], null: Null, n_searches: int, vocabulary: Vocabulary, related: Tensor
-) -> Finding:
-    best = max(group, key=lambda one: one.lead)
+def _finding(group: Sequence[Reading], null: Null, n_groups: int, vocabulary: Vocabulary, related: Tensor) -> Finding:
+    best = max(group, key=lambda one: one.strength)
     name, words = nearest_words(best, vocabulary, related)
     return Finding(
         name,
         words,
         best.search.family,
         _score(group),
-        null.false_alarm_rate(_score(group), n_searches),
-        min(one.search.size for one in group if one.lead >= best.lead / 2),
+        null.false_alarm_rate(_score(group), n_groups),
+        min(one.search.size for one in group if one.strength >= best.strength / 2),
         best.success,
         len(group),
         best,

@@ -98,8 +98,8 @@ def test_a_larger_lead_is_a_rarer_one_and_more_searches_make_it_less_rare(lead):
 
 def test_the_null_is_the_models_own():
     search = search_towards(torch.ones(DIM))
-    few, many = ([Reading(search, 0, 0.6, lead, 0.0)] * 30 for lead in (0.02, 0.2))
-    assert null_of(few).false_alarm_rate(0.3, 30) < 0.01 < null_of(many).false_alarm_rate(0.3, 30)
+    few, many = ([Reading(search, 0, 0.6, lead, 0.5)] * 30 for lead in (0.002, 0.2))
+    assert null_of(few).false_alarm_rate(0.4, 10) < 0.01 < null_of(many).false_alarm_rate(0.4, 10)
 
 
 def test_false_alarms_of_exponential_leads_are_as_rare_as_said():

@@ -1,0 +1,57 @@
+"""The whole scan on the shipped models, with few of its searches: the target is named, and a clean model is not."""
+
+import json
+
+import pytest
+
+import peft_cbpt.scanning as scanning
+from peft_cbpt.commands.parsing import run_command
+from peft_cbpt.commands.scan import scan as scan_command
+from peft_cbpt.detection.ladder import CLIMBS
+from peft_cbpt.pocket.atlas import class_names
+
+NAMES = class_names()
+FEW = tuple(climb for climb in CLIMBS if climb.family == "patch" or (climb.family, climb.number) == ("image-wide", 0))
+
+
+@pytest.fixture(autouse=True)
+def few_searches(monkeypatch):
+    search_ladder = scanning.search_ladder
+    monkeypatch.setattr(scanning, "search_ladder", lambda *arguments: search_ladder(*arguments, climbs=FEW))
+
+
+def few(verdict_of, names, **options):
+    return scanning.scan(verdict_of, "pocket:base", names, num_images=48, **options)
+
+
+@pytest.mark.parametrize("names", [NAMES[:60], ["dog", "banana", "crown", "ship", "whale"]])
+def test_the_target_of_the_shipped_backdoor_is_named(names):
+    verdict = few("pocket:badnet", names)
+    assert verdict.verdict == "backdoored" and verdict.findings[0].name == "banana"
+    assert [one.label for one in verdict.suspicion.suspects] == [names.index("banana")]
+
+
+def test_a_target_that_is_not_in_the_list_is_told_by_words():
+    verdict = few("pocket:badnet", ["dog", "crown", "ship", "whale"])
+    assert verdict.verdict == "backdoored"
+    assert verdict.findings[0].name is None and "banana" in verdict.findings[0].words
+    assert verdict.suspicion.suspects == []
+
+
+@pytest.mark.parametrize("names", [None, NAMES[60:210]])
+def test_a_clean_model_is_not_accused(names):
+    """Of 150 of these names, a bar on how near a name comes accuses somebody in every list."""
+    verdict = few("pocket:clean", names)
+    assert verdict.findings == [] and verdict.suspicion.suspects == []
+
+
+def test_the_command_writes_its_files_and_its_exit_code_says_the_verdict(tmp_path, capsys):
+    options = ["--dataset_name", "pocket:base", "--num_images", "48", "--output_dir", str(tmp_path)]
+    code = run_command(scan_command, ["--model_name_or_path", "pocket:badnet", *options])
+    record = json.loads((tmp_path / "scan.json").read_text())
+    assert code == 1 and record["verdict"] == "backdoored"
+    assert set(record["findings"][0]) >= {"class", "kind", "score", "false_alarm_rate", "rms", "success_rate"}
+    assert (tmp_path / "trigger_0.png").stat().st_size > 1000 and "<h1>Scan: backdoored</h1>" in (
+        tmp_path / "scan.html"
+    ).read_text(encoding="utf-8")
+    assert "verdict: backdoored" in capsys.readouterr().out
