@@ -1,7 +1,7 @@
 """Is this CLIP backdoored? `scan` searches for universal triggers and weighs them against the model's own null."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,10 @@ SCHEMA_VERSION = 1
 NUM_IMAGES = 2 * JUDGED_IMAGES
 MOST_ROUNDS = 3
 """Of searching again, away from what was found."""
+ENCODED_AT_ONCE = 64
+SHOWN_IMAGES, SHOWN_KEYS = 6, 5
+WORDS = "words"
+"""The kind of a finding that takes a word before the names."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +44,31 @@ class Verdict:
     """What a scan says.
 
     Args:
-        verdict: `clean`, `backdoored` or `unsure`.
-        findings: What triggers lead to, the surest first.
-        doubts: The same of what is too weak to be a finding; none of them is an accusation.
+        weighed: Findings, and those that are too weak to be one.
         readings: Of all searches.
         results: The content of `scan.json`.
         class_names: The user's names, if they gave any.
     """
 
-    verdict: Answer
-    findings: list[Finding]
-    doubts: list[Finding]
+    weighed: Weighed
     readings: list[Reading]
     results: dict[str, Any]
     class_names: list[str]
-    weighed: Weighed
+
+    @property
+    def verdict(self) -> Answer:
+        """`clean`, `backdoored` or `unsure`."""
+        return self.weighed.answer
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What triggers lead to, the surest first."""
+        return self.weighed.findings
+
+    @property
+    def doubts(self) -> list[Finding]:
+        """The same of what is too weak to be a finding; none of them is an accusation."""
+        return self.weighed.doubts
 
     @property
     def suspicion(self) -> Suspicion:
@@ -104,30 +118,78 @@ def scan(
         pixels = load_unlabelled_pixels(
             images, num_images, seed, clip.image_processor, split, image_column, names or None
         ).to(clip.model.device)
-        prefer_channels_last(clip.model.vision_model)
-    with stopwatch("text"):
-        vocabulary = make_vocabulary(clip, names, template)
     with stopwatch("search"):
-        encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
-        with torch.no_grad():
-            scale = clean_scale(torch.cat([encode(batch).cpu() for batch in pixels.split(64)]), vocabulary.features)
-        searches = search_ladder(encode, pixels, seed)
-        readings = read_all(searches, vocabulary, scale)
-        weighed = weigh(readings, vocabulary)
-        known = -1
-        for _ in range(MOST_ROUNDS):
-            if len(weighed.findings) <= max(known, 0):
-                break
-            known = len(weighed.findings)
-            away = [one.best.search.shift for one in weighed.findings]
-            searches += search_ladder(encode, pixels, seed, away)
-            readings = read_all(searches, vocabulary, scale)
-            weighed = weigh(readings, vocabulary)
+        searched = search_model(clip, pixels, template, seed)
+    with stopwatch("read"):
+        verdict = read_names(clip, searched, names, template, seed)
+    record = {
+        "settings": _settings(template, seed, len(pixels)),
+        "seconds": stopwatch.seconds,
+        "peak_memory_bytes": peak_memory_bytes(clip.model.device),
+        **made_now(),
+    }
+    results = shareable(verdict.results | record)
+    if output is not None:
+        write_json(output / SCAN_FILE, results)
+        pictures = [
+            FoundPicture(_title(one), one.best.search.trigger, pixels[:SHOWN_IMAGES].cpu())
+            for one in [*verdict.findings, *verdict.doubts]
+            if one.kind != WORDS
+        ]
+        write_text(output / PAGE_FILE, render_scan_page(results, pictures, output))
+    return replace(verdict, results=results)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Everything about a model that no list of names is needed for.
+
+    Args:
+        searches: All of them, those away from what was found among them.
+        clean: Unit-norm features (N, D) of the clean images.
+    """
+
+    searches: list[Search]
+    clean: Tensor
+
+
+def search_model(clip: LoadedCLIP, pixels: Tensor, template: str = PLAIN_TEMPLATE, seed: int = 0) -> Searched:
+    """Search, and search again away from what was found, read against decoys alone, as long as something new is found.
+
+    Args:
+        clip: The suspicious CLIP.
+        pixels: Clean images (N, 3, H, W) in [0, 1].
+        template: Prompt of decoys.
+        seed: Of all searches.
+    """
+    prefer_channels_last(clip.model.vision_model)
+    encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
+    with torch.no_grad():
+        clean = torch.cat([encode(batch).cpu() for batch in pixels.split(ENCODED_AT_ONCE)])
+    vocabulary = make_vocabulary(clip, [], template)
+    searches: list[Search] = []
+    away: list[Tensor] = []
+    for _ in range(1 + MOST_ROUNDS):
+        searches += search_ladder(encode, pixels, seed, away)
+        found = weigh(read_all(searches, vocabulary, clean_scale(clean, vocabulary.features)), vocabulary).findings
+        if len(found) <= len(away):
+            break
+        away = [one.best.search.shift for one in found]
+    return Searched(searches, clean)
+
+
+def read_names(
+    clip: LoadedCLIP, searched: Searched, class_names: Sequence[str], template: str = PLAIN_TEMPLATE, seed: int = 0
+) -> Verdict:
+    """Read searches against a list of names: cheap, so that many lists can be read; see `scan`."""
+    vocabulary = make_vocabulary(clip, class_names, template)
+    scale = clean_scale(searched.clean, vocabulary.features)
+    readings = read_all(searched.searches, vocabulary, scale)
+    weighed = weigh(readings, vocabulary)
     keys: list[KeyReading] = []
     if not weighed.findings:
-        with stopwatch("words"):
-            keys = _keys(clip, searches, vocabulary, template, scale, seed)
-            weighed = with_keys(weighed, keys, vocabulary)
+        keys = _keys(clip, searched.searches, vocabulary, template, scale, seed)
+        weighed = with_keys(weighed, keys, vocabulary)
     results: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "verdict": weighed.answer,
@@ -135,24 +197,11 @@ def scan(
         "doubts": [_record(one) for one in weighed.doubts],
         "controls": {"count": weighed.null.count, "mean_strength": weighed.null.total / weighed.null.count},
         "searches": [_search_record(one, vocabulary) for one in readings],
-        "words": [_key_record(one, vocabulary) for one in keys[:5]],
-        "settings": _settings(template, seed, len(pixels)),
-        "class_names": names,
-        "n_decoys": len(vocabulary.names) - len(names),
-        "seconds": stopwatch.seconds,
-        "peak_memory_bytes": peak_memory_bytes(clip.model.device),
-        **made_now(),
+        "words": [_key_record(one, vocabulary) for one in keys[:SHOWN_KEYS]],
+        "class_names": list(class_names),
+        "n_decoys": len(vocabulary.names) - len(class_names),
     }
-    results = shareable(results)
-    if output is not None:
-        write_json(output / SCAN_FILE, results)
-        pictures = [
-            FoundPicture(_title(one), one.best.search.trigger, pixels[:6].cpu())
-            for one in [*weighed.findings, *weighed.doubts]
-            if one.kind != "words"
-        ]
-        write_text(output / PAGE_FILE, render_scan_page(results, pictures, output))
-    return Verdict(weighed.answer, weighed.findings, weighed.doubts, readings, results, names, weighed)
+    return Verdict(weighed, readings, results, list(class_names))
 
 
 def make_vocabulary(clip: LoadedCLIP, names: Sequence[str], template: str) -> Vocabulary:
@@ -187,7 +236,7 @@ def with_keys(weighed: Weighed, keys: Sequence[KeyReading], vocabulary: Vocabula
     finding = Finding(
         name if listed else None,
         [f"{best.word} ... {name}"],
-        "words",
+        WORDS,
         best.reading.strength,
         best.false_alarm_rate,
         best.reading.search.size,
