@@ -245,8 +245,8 @@ def with_keys(weighed: Weighed, keys: Sequence[KeyReading], vocabulary: Vocabula
         best.reading,
     )
     if best.false_alarm_rate <= FALSE_ALARMS:
-        return Weighed([finding], weighed.doubts, weighed.null)
-    return Weighed([], [finding, *weighed.doubts], weighed.null)
+        return replace(weighed, findings=[finding])
+    return replace(weighed, doubts=[finding, *weighed.doubts])
 
 
 def _title(finding: Finding) -> str:

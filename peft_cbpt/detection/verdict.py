@@ -52,11 +52,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Weighed:
-    """Findings, and those that are too weak to be one, the surest first."""
+    """Findings, and those that are too weak to be one, the surest first.
+
+    Args:
+        findings: What is rarer than `FALSE_ALARMS`.
+        doubts: What is rarer than `DOUBT`.
+        null: What findings were held against.
+        least_rate: The smallest false-alarm rate of any name, 1 where no two searches name the same.
+    """
 
     findings: list[Finding]
     doubts: list[Finding]
     null: Null
+    least_rate: float = 1.0
 
     @property
     def answer(self) -> Answer:
@@ -85,8 +93,9 @@ def weigh(readings: Sequence[Reading], vocabulary: Vocabulary) -> Weighed:
         _finding(one, null_of(_without(moved, [*groups[:n_targets], one])), len(groups), vocabulary, related)
         for one in groups[n_targets:]
     ]
+    least = min((one.false_alarm_rate for one in [*found, *doubts]), default=1.0)
     doubts = [one for one in doubts if one.false_alarm_rate <= DOUBT]
-    return Weighed(_surest_first(found), _surest_first(doubts), null)
+    return Weighed(_surest_first(found), _surest_first(doubts), null, least)
 
 
 def _surest_first(findings: Sequence[Finding]) -> list[Finding]:
