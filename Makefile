@@ -38,7 +38,7 @@ clean:  ## remove the environment and everything built
 		exit 1; }
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e .
+	$(INSTALL) -e ".[purify,attacks]"
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python

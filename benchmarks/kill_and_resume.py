@@ -30,7 +30,16 @@ INNER_LOOP = "--norm inf --inversion_step_rule sign --inversion_lr 0.008".split(
 
 def command(output: Path, target: str, epochs: int) -> list[str]:
     inner = INNER_LOOP if target == "runner_up" else []
-    options = [*JOB, *inner, "--target", target, "--output_dir", str(output), "--cache_dir", str(output / "cache")]
+    options = [
+        *JOB,
+        *inner,
+        "--dummy_triggers",
+        target,
+        "--output_dir",
+        str(output),
+        "--feature_cache_dir",
+        str(output / "cache"),
+    ]
     return [sys.executable, "-m", "peft_cbpt", "purify", *options, "--num_train_epochs", str(epochs)]
 
 
@@ -96,7 +105,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     results = {}
-    for target in ("suspected", "runner_up"):
+    for target in ("universal", "runner_up"):
         with tempfile.TemporaryDirectory() as folder:
             result = compare(Path(folder), target, options.epochs, options.kills, options.longest_wait, options.seed)
         print(f"{target}: {len(result['kills'])} kills, largest difference {result['largest_context_difference']}")

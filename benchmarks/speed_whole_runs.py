@@ -26,7 +26,7 @@ def purify_run(
     """Seconds of a purification in processes of its own, and the context it learns."""
     job = {"model_name_or_path": "pocket:badnet", "dataset_name": "pocket:base", "use_cpu": True}
     job |= {"test_images_per_class": 2, "disable_tqdm": True} | options
-    job |= {"output_dir": str(folder), "cache_dir": str(folder / "cache")}
+    job |= {"output_dir": str(folder), "feature_cache_dir": str(folder / "cache")}
     config = folder.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(job))
     command = [sys.executable, *launch, "-m", "peft_cbpt", "purify", "--config", str(config)]
@@ -64,10 +64,10 @@ def gpu(quick: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         arguments = CBPTTrainingArguments(
             output_dir=folder,
-            cache_dir=f"{folder}/cache",
+            feature_cache_dir=f"{folder}/cache",
             disable_tqdm=True,
             inversion_dtype="bf16",
-            target="runner_up",
+            dummy_triggers="runner_up",
         )
         start = time.perf_counter()
         trainer = CBPTTrainer(model, arguments, GeneratedImages(n, clip.vision_model.config.image_size))

@@ -2,28 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
-from peft_cbpt.commands.convert import convert
-from peft_cbpt.commands.evaluate import evaluate
-from peft_cbpt.commands.export import export
 from peft_cbpt.commands.parsing import run_command
-from peft_cbpt.commands.poison import poison
-from peft_cbpt.commands.purify import purify
-from peft_cbpt.commands.push import push
-from peft_cbpt.commands.report import report
-from peft_cbpt.commands.scan import scan
+from peft_cbpt.common.extras import named_extras
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
-    "scan": scan,
-    "purify": purify,
-    "poison": poison,
-    "evaluate": evaluate,
-    "convert": convert,
-    "report": report,
-    "export": export,
-    "push": push,
-}
+COMMANDS = ("scan", "purify", "poison", "evaluate", "convert", "report", "export", "push")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,5 +19,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="peft-cbpt", description=__doc__)
     parser.add_argument("command", choices=COMMANDS, help="What to do; `peft-cbpt COMMAND --help` says more.")
     words = list(sys.argv[1:] if argv is None else argv)
-    parsed = parser.parse_args(words[:1])
-    return run_command(COMMANDS[parsed.command], words[1:])
+    name = parser.parse_args(words[:1]).command
+
+    def command(options: Sequence[str]) -> int | None:
+        with named_extras():
+            run = getattr(import_module(f"peft_cbpt.commands.{name}"), name)
+        code: int | None = run(options)
+        return code
+
+    return run_command(command, words[1:])

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy
 
 from peft_cbpt.attacks.attack_file import Attack, read_attacks
 from peft_cbpt.clip.loading import LoadedCLIP
@@ -28,7 +28,7 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.data.shots import Images, ShotArguments, ShotsAndTest, name_of_images, shots_and_test
-from peft_cbpt.evaluation.classifiers import adapter_features
+from peft_cbpt.evaluation.classifiers import adapter_features, check_room
 from peft_cbpt.evaluation.measure import EncodedImages, encode_images, measure
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, SCHEMA_VERSION, TRIGGERS_FILE
 from peft_cbpt.hub.card import write_card
@@ -37,6 +37,7 @@ from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import open_clip
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import STAGING_FOLDER, CBPTTrainer
+from peft_cbpt.training.checkpoints import find_checkpoint
 from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
@@ -116,14 +117,13 @@ def purify(
     Args:
         model: A folder, a Hub id, `pocket:NAME`, or a CLIP that is loaded, which gets the adapter put into it.
         images: Labelled images to take shots from: a `datasets.Dataset` with a `ClassLabel` column, or a name.
-        test_images: What is measured on; by default the test split of `images`, or the rows of a `Dataset` that are no
-            shots.
+        test_images: What is measured on; see `data.shots.shots_and_test` for the default.
         attacks: Attacks to measure, or files that describe them. Tuning knows nothing of them.
         training: Settings of the tuning.
         output_dir: Where adapter, `results.json`, card, picture and checkpoints are written; nowhere by default.
         tokenizer: Of a loaded model, where it is not found under the model's name.
         image_processor: Likewise.
-        **options: Classes, number of shots, columns, prompts: the fields of `PurifyArguments`.
+        **options: The fields of `PurifyArguments`.
 
     Raises:
         InputError: if something given cannot be used; nothing has been written then.
@@ -147,7 +147,7 @@ def purify(
         with stopwatch("purify"):
             _tune(job, output)
         with stopwatch("measure after"):
-            after = measure(measured.encoded, _class_features(job, True), job.attacks, job.data.class_names)
+            after = measure(measured.encoded, adapter_features(job.model, job.clip), job.attacks, job.data.class_names)
         given = {
             "model_name_or_path": name,
             "dataset_name": name_of_images(images),
@@ -169,10 +169,9 @@ def purify(
         )
         if output_dir is None:
             return Purified(job.model, clip, results)
-        commit = None
-        if PartialState().is_main_process:
+        if is_main := PartialState().is_main_process:
             _save(job, measured, results, base, output)
-            commit = push(output) if push else None
+        commit = push(output) if push and is_main else None
         return Purified(job.model, clip, results, output, commit)
 
 
@@ -196,51 +195,15 @@ def _load(
         model = get_peft_model(clip.model, prompts.tokenize(clip.tokenizer).record_base(clip.model))
     except ValueError as error:
         raise InputError(str(error)) from error
-    _check_room(model, clip, read)
+    check_room(model, clip, read)
     try:
         trainer = CBPTTrainer(model, training, data.shots, clip.normalize)
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         raise InputError(str(error)) from error
-    checkpoint = _find_checkpoint(training.resume_from_checkpoint, output, trainer, arguments.overwrite_output_dir)
+    checkpoint = find_checkpoint(
+        training.resume_from_checkpoint, output, trainer.check_checkpoint, arguments.overwrite_output_dir
+    )
     return Job(clip, model, data, read, trainer, checkpoint, fingerprint)
-
-
-def _check_room(model: PeftModel, clip: LoadedCLIP, attacks: Mapping[str, Attack]) -> None:
-    """See that attacks' text triggers fit before the longest prompt, learned or of the template."""
-    with model.disable_adapter():
-        longest = max(model.class_prompt_lengths())
-    room = clip.max_text_length - max(longest, *model.class_prompt_lengths())
-    for name, attack in attacks.items():
-        if (needed := len(clip.word_ids(attack.text_trigger))) > room:
-            raise InputError(
-                f"the text trigger of {name} has {needed} tokens, but before the prompts is room for {room}: "
-                "lower num_context_tokens, or leave this attack out"
-            )
-
-
-def _find_checkpoint(wanted: str | None, output: Path, trainer: CBPTTrainer, overwrite: bool) -> str | None:
-    """The checkpoint to go on from; if there is to be none, see that those in the way may be removed."""
-    wanted = (wanted or "false").lower() if (wanted or "false").lower() in ("true", "false") else wanted
-    if wanted != "false":
-        checkpoint = get_last_checkpoint(str(output)) if wanted == "true" else wanted
-        if checkpoint is not None and not Path(checkpoint).is_dir():
-            raise InputError(f"{checkpoint} is no checkpoint folder: give one, or true for the last in output_dir")
-        if checkpoint is not None:
-            trainer.check_checkpoint(checkpoint)
-        return checkpoint
-    for old in () if overwrite else sorted(output.glob("checkpoint-*")):
-        try:
-            trainer.check_checkpoint(str(old))
-        except InputError as error:
-            raise InputError(
-                f"{old} is not of this run, and a new one would remove it: go on with that run's own settings and "
-                "--resume_from_checkpoint true, name another output_dir, or give --overwrite_output_dir true"
-            ) from error
-    return None
-
-
-def _class_features(job: Job, adapter: bool) -> Callable[[str], Tensor]:
-    return adapter_features(job.model, job.clip, adapter)
 
 
 def _measure_before(job: Job) -> Measured:
@@ -249,7 +212,8 @@ def _measure_before(job: Job) -> Measured:
     triggers = {name: attack.trigger for name, attack in job.attacks.items()}
     encoder = image_encoder(job.clip.model, job.clip.normalize)
     encoded = encode_images(encoder, job.data.test, triggers, device, EVALUATION_BATCH_SIZE)
-    return Measured(encoded, measure(encoded, _class_features(job, False), job.attacks, job.data.class_names))
+    undefended = adapter_features(job.model, job.clip, adapter=False)
+    return Measured(encoded, measure(encoded, undefended, job.attacks, job.data.class_names))
 
 
 @contextmanager
@@ -278,7 +242,7 @@ def _tune(job: Job, output: Path) -> None:
 def _record(job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
     """What results.json says of the job and its training; for the rest see docs/results-schema.md."""
     training: Any = job.trainer.args
-    settings = {name: str(value) if value == math.inf else value for name, value in training.to_dict().items()}
+    settings = {name: str(value) if value == math.inf else value for name, value in training.used().items()}
     suspects, _ = _suspicion(job)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -299,14 +263,14 @@ def _record(job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
 def _suspicion(job: Job) -> tuple[list[dict[str, Any]] | None, dict[tuple[int, int], Tensor]]:
     """The classes that the model seemed backdoored towards, and the universal triggers made against them."""
     dummies = job.trainer.dummy_triggers
-    if dummies is None:
+    if dummies is None or dummies.suspicion is None:
         return None, {}
     names = job.data.class_names
     suspects = [
         {"class": names[one.label], "evidence": one.evidence, "score": round(one.score, 2)}
         for one in dummies.suspicion.suspects
     ]
-    return suspects, dummies.universal.triggers
+    return suspects, dict(dummies.triggers)
 
 
 def _save(job: Job, measured: Measured, results: dict[str, Any], base: str, output: Path) -> None:
@@ -331,6 +295,6 @@ def _save(job: Job, measured: Measured, results: dict[str, Any], base: str, outp
         save_file(named, output / TRIGGERS_FILE)
     write_json(output / RESULTS_FILE, results)
     images = job.data.test.without(measured.encoded.skipped)
-    features = (_class_features(job, False), _class_features(job, True))
+    features = (adapter_features(job.model, job.clip, adapter=False), adapter_features(job.model, job.clip))
     draw_before_after(output / PICTURE_FILE, images, measured.encoded, results, *features)
     write_card(output, config, job.trainer.args.hub_model_id)

@@ -15,7 +15,7 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json, write_text
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.data.unlabelled import UnlabelledImages, load_unlabelled_pixels
+from peft_cbpt.data.pixels_of import AnyImages, load_pixels_of
 from peft_cbpt.detection.decoys import decoy_words
 from peft_cbpt.detection.ladder import CLIMBS, JUDGED_IMAGES, SEARCH_IMAGES, Search, search_ladder
 from peft_cbpt.detection.reading import RELATED, Reading, Vocabulary, clean_scale, read_all
@@ -78,7 +78,7 @@ class Verdict:
 
 def scan(
     model: str | LoadedCLIP | CLIPModel,
-    images: UnlabelledImages,
+    images: AnyImages,
     class_names: Sequence[str] | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -115,9 +115,9 @@ def scan(
     stopwatch = Stopwatch()
     with stopwatch("load"):
         clip = open_clip(model, tokenizer, image_processor)
-        pixels = load_unlabelled_pixels(
-            images, num_images, seed, clip.image_processor, split, image_column, names or None
-        ).to(clip.model.device)
+        pixels = load_pixels_of(images, num_images, seed, clip.image_processor, split, image_column, names or None).to(
+            clip.model.device
+        )
     with stopwatch("search"):
         searched = search_model(clip, pixels, template, seed)
     with stopwatch("read"):

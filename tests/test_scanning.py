@@ -8,7 +8,7 @@ import pytest
 import peft_cbpt.scanning as scanning
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.scan import scan as scan_command
-from peft_cbpt.data.unlabelled import load_unlabelled_pixels
+from peft_cbpt.data.pixels_of import load_pixels_of
 from peft_cbpt.detection.ladder import CLIMBS
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import open_clip
@@ -28,7 +28,7 @@ def some_searches(monkeypatch):
 @cache
 def searched(name):
     clip = open_clip(name)
-    return clip, scanning.search_model(clip, load_unlabelled_pixels("pocket:base", 72, 0, clip.image_processor))
+    return clip, scanning.search_model(clip, load_pixels_of("pocket:base", 72, 0, clip.image_processor))
 
 
 def verdict_of(name, names):

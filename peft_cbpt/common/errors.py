@@ -9,6 +9,6 @@ class HubError(RuntimeError):
     """The Hub could not be reached, or refused; the message says how to try again."""
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message; the name of its kind where it has none."""
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

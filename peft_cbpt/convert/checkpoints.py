@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.convert import unsafe
 
 # Where training code puts the weights beside optimiser and epoch.
@@ -39,7 +39,7 @@ def read_weights(file: Path, allow_unsafe: bool = False) -> dict[str, Tensor]:
         raise
     except Exception as error:  # damaged files raise errors of many kinds
         raise InputError(
-            f"cannot read {file}: it is damaged or no checkpoint; download it again ({_first_line(error)})"
+            f"cannot read {file}: it is damaged or no checkpoint; download it again ({first_line(error)})"
         ) from error
     return _unwrapped(content, file)
 
@@ -92,7 +92,3 @@ def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
     while all(name.startswith(PARALLEL_PREFIX) for name in weights):
         weights = {name.removeprefix(PARALLEL_PREFIX): value for name, value in weights.items()}
     return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.data.imagenet import HubCopy
 from peft_cbpt.data.tars import image_suffixes, read_tar_samples
 
@@ -254,7 +254,7 @@ def with_sample_ids(rows: datasets.Dataset, prefix: str) -> datasets.Dataset:
 
 
 def _reason(name: str, split: str, error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     if "gated" in str(error).lower():
         return (
             f"the dataset {name} is gated: accept its terms on its page on the Hub, log in with `hf auth login`, and "

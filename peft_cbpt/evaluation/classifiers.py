@@ -64,6 +64,23 @@ def adapter_features(model: PeftModel, clip: LoadedCLIP, adapter: bool = True) -
     return features
 
 
+def check_room(model: PeftModel, clip: LoadedCLIP, attacks: Mapping[str, Attack]) -> None:
+    """See that attacks' text triggers fit before the longest prompt of an adapter, learned or of its template.
+
+    Raises:
+        InputError: if one does not.
+    """
+    with model.disable_adapter():
+        longest = max(model.class_prompt_lengths())
+    room = clip.max_text_length - max(longest, *model.class_prompt_lengths())
+    for name, attack in attacks.items():
+        if (needed := len(clip.word_ids(attack.text_trigger))) > room:
+            raise InputError(
+                f"the text trigger of {name} has {needed} tokens, but before the prompts is room for {room}: "
+                "lower num_context_tokens, or leave this attack out"
+            )
+
+
 def open_classifiers(
     names: Sequence[str | PeftModel], base: LoadedCLIP, template: str, text_triggers: Sequence[str] = ()
 ) -> list[Classifier]:

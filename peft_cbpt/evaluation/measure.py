@@ -17,7 +17,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from peft_cbpt.attacks import Trigger, apply_trigger
 from peft_cbpt.attacks.attack_file import Attack
-from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.clip.pixels import EncodeImage, unit_pixels
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.processes import from_all_processes, own_share
@@ -67,7 +67,7 @@ def encode_in_batches(encode_image: EncodeImage, pixels: Tensor, batch_size: int
     """Features (N, D) of pixels (N, 3, H, W), uint8 or float in [0, 1]."""
     features = []
     for batch in pixels.split(batch_size):
-        features.append(encode_image(batch.float() / 255 if batch.dtype == torch.uint8 else batch).cpu())
+        features.append(encode_image(unit_pixels(batch)).cpu())
     return torch.cat(features)
 
 

@@ -15,12 +15,6 @@ def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
 
 
-def surest_first(logits: Tensor, labels: Tensor) -> Tensor:
-    """Positions (B,), those first whose `runner_up` leads the next wrong class by most and so will change last."""
-    first, second = logits.scatter(1, labels[:, None], -torch.inf).topk(2, dim=1).values.unbind(1)
-    return (first - second).argsort(descending=True, stable=True)
-
-
 def _draw(seed: int, sample_id: str, pseudo_target: int, n_choices: int) -> int:
     digest = hashlib.blake2b(f"{seed}/{sample_id}/{pseudo_target}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % n_choices

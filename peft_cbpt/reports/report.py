@@ -126,8 +126,10 @@ def _open(folder: Path, results: Mapping[str, Any], settings: Mapping[str, Any],
     ):
         raise InputError(f"{images} no longer gives the classes and shots of the run: name the right --dataset_name")
     model = load_adapter(folder, clip).to(PartialState().device)
-    inverts = settings.get("target") == "runner_up"
-    inversion = [settings[name] for name in ("epsilon", "inversion_steps", "inversion_lr", "inversion_step_rule")]
+    inversion = None
+    if settings.get("dummy_triggers") == "runner_up":
+        others = [settings[name] for name in ("epsilon", "inversion_steps", "inversion_lr", "inversion_step_rule")]
+        inversion = InversionSettings(float(settings["norm"]), *others)
     return PurifiedModel(
         clip=clip,
         class_names=data.class_names,
@@ -140,8 +142,8 @@ def _open(folder: Path, results: Mapping[str, Any], settings: Mapping[str, Any],
             for name, attack in results["attacks"].items()
         },
         seed=results["seed"],
-        inversion=InversionSettings(float(settings["norm"]), *inversion) if inverts else None,
-        positives=settings["positives"],
+        inversion=inversion,
+        positives=settings.get("positives", "farthest"),
         universal_triggers=_universal_triggers(folder / TRIGGERS_FILE),
     )
 

@@ -20,15 +20,17 @@ SMALL_JOB = {
     "num_shots": 4,
     "test_images_per_class": 10,
     "attacks": ["pocket:badnet"],
-    "target": "runner_up",
     "num_train_epochs": 3,
     "warmup_epochs": 1,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+RUNNER_UP = {
+    "dummy_triggers": "runner_up",
     "inversion_steps": 4,
     "norm": "inf",
     "inversion_step_rule": "sign",
     "inversion_lr": 2 / 255,
-    "use_cpu": True,
-    "disable_tqdm": True,
 }
 
 
@@ -38,7 +40,8 @@ def run_purify(tmp_path, capsys):
 
     def run(*options, output=tmp_path / "out", **settings):
         config = tmp_path / "config.yaml"
-        config.write_text(yaml.safe_dump(SMALL_JOB | {"output_dir": str(output)} | settings))
+        inner = {} if settings.get("dummy_triggers") == "universal" else RUNNER_UP
+        config.write_text(yaml.safe_dump(SMALL_JOB | inner | {"output_dir": str(output)} | settings))
         code = main(["purify", "--config", str(config), *options])
         return code, capsys.readouterr().err
 

@@ -18,7 +18,7 @@ from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.cli import main
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
-from tests.commands.conftest import SMALL_JOB
+from tests.commands.conftest import RUNNER_UP, SMALL_JOB
 from tests.conftest import FEW_CLASSES, run_in_two_processes
 from tests.data.test_images import write_folders
 
@@ -115,12 +115,12 @@ def test_a_new_run_takes_the_place_of_the_same_one_only(run_purify, finished, tm
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
-@pytest.mark.parametrize("target", ["suspected", "runner_up"])
-def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, target):
+@pytest.mark.parametrize("inner", [{"dummy_triggers": "universal"}, RUNNER_UP], ids=lambda one: one["dummy_triggers"])
+def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, inner):
     """To 1e-6, with the same global batch; files and table appear once, and the log covers both shares."""
-    assert run_purify(output=tmp_path / "one", per_device_train_batch_size=8, target=target)[0] == 0
+    assert run_purify(output=tmp_path / "one", per_device_train_batch_size=8, **inner)[0] == 0
     config = tmp_path / "two.yaml"
-    job = {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4, "target": target}
+    job = {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4, **inner}
     config.write_text(yaml.safe_dump(SMALL_JOB | job))
     printed = run_in_two_processes("-m", "peft_cbpt", "purify", "--config", str(config))
     assert printed.count("clean accuracy  ") == 1

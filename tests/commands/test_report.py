@@ -120,7 +120,7 @@ BAD_INPUTS = {
         lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"),
         "cannot be used",
     ),
-    "changed adapter": (doubled_width, "changed afterwards"),
+    "changed adapter": (doubled_width, "need a cbpt_context of shape"),
     "base not found": (lambda folder: change_results(folder, model="/gone"), "--model_name_or_path"),
     "another base": (lambda folder: change_results(folder, model="pocket:clean"), "not those that were purified"),
     "dataset not found": (lambda folder: change_settings(folder, dataset_name="/gone"), "--dataset_name"),
