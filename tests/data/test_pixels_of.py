@@ -5,7 +5,7 @@ from PIL import Image
 
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.pixels_of import load_pixels_of
-from peft_cbpt.pocket.model import build_image_processor
+from  import build_image_processor
 
 PROCESSOR = build_image_processor()
 
