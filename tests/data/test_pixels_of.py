@@ -2,12 +2,12 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.pixels_of import load_pixels_of
-from  import build_image_processor
 
-PROCESSOR = build_image_processor()
+PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
 
 
 def pictures(n):
