@@ -31,7 +31,7 @@ from peft_cbpt.common.files import prepare_output, write_json
 from peft_cbpt.common.records import made_now
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.data.pixels_of import load_pixels_of
-from peft_cbpt.detection.decoys import decoy_words
+from peft_cbpt.detection.decoys import decoy_names
 from peft_cbpt.detection.families import FoundTrigger
 from peft_cbpt.detection.ladder import CLIMBS, Search, search_ladder, sized
 from peft_cbpt.detection.reading import Vocabulary, clean_scale, read_all
@@ -85,7 +85,7 @@ def store_searches(file: Path, model: str, arguments: ScanBenchmarkArguments) ->
     clip = open_clip(model)
     pixels = load_pixels_of(arguments.images, arguments.num_images, arguments.seed, clip.image_processor)
     encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
-    names, words = class_names(), decoy_words(clip.tokenizer)
+    names, words = class_names(), decoy_names(clip.tokenizer)
     kept: dict[str, Tensor] = {
         "names": template_text_features(clip.model, clip.tokenizer, names),
         "words": template_text_features(clip.model, clip.tokenizer, words),

@@ -16,7 +16,7 @@ from peft_cbpt.common.files import prepare_output, write_json, write_text
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.data.pixels_of import AnyImages, load_pixels_of
-from peft_cbpt.detection.decoys import decoy_words
+from peft_cbpt.detection.decoys import decoy_names, decoy_words
 from peft_cbpt.detection.ladder import CLIMBS, JUDGED_IMAGES, SEARCH_IMAGES, Search, search_ladder
 from peft_cbpt.detection.reading import RELATED, Reading, Vocabulary, clean_scale, read_all
 from peft_cbpt.detection.statistic import MOVED, USUAL_COUNT, USUAL_STRENGTH
@@ -206,7 +206,7 @@ def read_names(
 
 def make_vocabulary(clip: LoadedCLIP, names: Sequence[str], template: str) -> Vocabulary:
     """The user's names and decoys with their text features."""
-    decoys = [word for word in decoy_words(clip.tokenizer) if word not in set(names)]
+    decoys = [name for name in decoy_names(clip.tokenizer) if name not in set(names)]
     every = [*names, *decoys]
     features = text_features(clip.model, clip.tokenizer, [template.replace("{}", name) for name in every])
     return Vocabulary(every, len(names), features.cpu())
