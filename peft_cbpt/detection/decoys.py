@@ -27,8 +27,8 @@ def decoy_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """`decoy_words`, and those of ImageNet's class names whose every word is one token."""
     vocabulary = tokenizer.get_vocab()
     known = [
-        one.class_name
+        one.name
         for one in imagenet_classes()
-        if all(word.lower() + _END_OF_WORD in vocabulary for word in one.class_name.split())
+        if all(word.lower() + _END_OF_WORD in vocabulary for word in one.name.split())
     ]
     return list(dict.fromkeys([*decoy_words(tokenizer), *known]))
