@@ -40,8 +40,8 @@ from peft_cbpt.evaluation.measure import encode_in_batches, template_text_featur
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import open_clip, resolve_model
 
-LOOKED_AT = ("clip-clean", "clip-badnet")
-"""The constants of 0.2 were chosen on these two."""
+LOOKED_AT = ("clip-clean", "clip-badnet", "clip-resnet-badnet", "sig-volcano-seed21")
+"""The constants were chosen on these."""
 SIZES = (5, 10, 20, 60, 150, 320)
 
 

@@ -15,6 +15,8 @@ from peft_cbpt.pocket.model import open_clip
 
 NAMES = class_names()
 SOME = tuple(climb for climb in CLIMBS if climb.family in ("image-wide", "patch", "wave"))
+KNOWN = {"pocket:resnet-badnet": NAMES[:60]}
+"""The classes that a model has seen, where it is not all."""
 LISTS = [NAMES[:60], ["dog", "banana", "crown", "ship", "whale"], NAMES, [*NAMES[200:], "banana", "yellow banana"]]
 
 
@@ -28,7 +30,8 @@ def some_searches(monkeypatch):
 @cache
 def searched(name):
     clip = open_clip(name)
-    return clip, scanning.search_model(clip, load_pixels_of("pocket:base", 72, 0, clip.image_processor))
+    pixels = load_pixels_of("pocket:base", 72, 0, clip.image_processor, class_names=KNOWN.get(name))
+    return clip, scanning.search_model(clip, pixels)
 
 
 def verdict_of(name, names):
@@ -41,6 +44,13 @@ def test_the_target_of_the_shipped_backdoor_is_named_in_every_list(names):
     verdict = verdict_of("pocket:badnet", names)
     assert verdict.verdict == "backdoored" and verdict.findings[0].name == "banana"
     assert [one.label for one in verdict.suspicion.suspects] == [names.index("banana")]
+
+
+def test_where_the_models_own_null_is_wide_the_target_of_a_resnet_is_a_doubt_at_least():
+    """This small ResNet collapses under clean triggers too, towards others; nobody else is accused for that."""
+    verdict = verdict_of("pocket:resnet-badnet", NAMES[:60])
+    assert verdict.verdict in ("backdoored", "unsure")
+    assert [one.name for one in [*verdict.findings, *verdict.doubts]][0] == "banana"
 
 
 def test_a_target_that_is_not_in_the_list_is_told_by_words():

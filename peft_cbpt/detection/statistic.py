@@ -3,10 +3,11 @@
 In any model some name is the nearest to where a universal trigger brings images, so that a bar on how near it comes
 accuses somebody as soon as there are names enough. How far the nearest is *ahead* of the next unrelated name is
 another matter: the spacing of the two largest of many numbers is exponential with a scale that does not grow with how
-many there are (Renyi, 1953). What is weighed is the geometric mean of that lead and of the share of images that the
-trigger wins, so that it takes both. Its scale is estimated from the model's own searches which name somebody else,
-together with what clean models gave; the posterior is a gamma distribution, and the false-alarm rate follows by
-integrating over it.
+many there are (Renyi, 1953). What is weighed is the strength of a search: that lead together with the share of
+images that the trigger wins. Its scale is estimated from the model's own searches which name somebody else, together
+with what clean models gave; the posterior is a gamma distribution, and the false-alarm rate follows by integrating
+over it. Tails of strengths are somewhat heavier than exponential, which is why a finding must be rarer than one in a
+thousand.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 
 from peft_cbpt.detection.reading import Reading
 
-USUAL_STRENGTH = 0.05
-"""Mean strength of searches in clean models: see `benchmarks/scan.py`, first half of the models."""
+USUAL_STRENGTH = 0.03
+"""Mean strength of a search in a clean model; the pocket's has 0.02. See `benchmarks/scan.py`, `LOOKED_AT`."""
 USUAL_COUNT = 10
 """How many searches of a model's own count as much as that."""
 MOVED = 0.3

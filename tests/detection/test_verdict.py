@@ -32,7 +32,7 @@ def random_searches(n, seed=1):
     """Searches that end between many names, as those of clean models."""
     generator = torch.Generator().manual_seed(seed)
     directions = F.normalize(torch.randn(n, DIM, generator=generator), dim=1)
-    return [search_towards(direction, 0.7, number, number + 100) for number, direction in enumerate(directions)]
+    return [search_towards(direction, 0.6, number, number + 100) for number, direction in enumerate(directions)]
 
 
 def weighed(searches, names):
@@ -99,7 +99,7 @@ def test_a_larger_lead_is_a_rarer_one_and_more_searches_make_it_less_rare(lead):
 def test_the_null_is_the_models_own():
     search = search_towards(torch.ones(DIM))
     few, many = ([Reading(search, 0, 0.6, lead, 0.5)] * 30 for lead in (0.002, 0.2))
-    assert null_of(few).false_alarm_rate(0.4, 10) < 0.01 < null_of(many).false_alarm_rate(0.4, 10)
+    assert null_of(few).false_alarm_rate(0.4, 10) < 0.001 < null_of(many).false_alarm_rate(0.4, 10)
 
 
 def test_false_alarms_of_exponential_leads_are_as_rare_as_said():
