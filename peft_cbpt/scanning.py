@@ -237,11 +237,11 @@ def with_keys(weighed: Weighed, keys: Sequence[KeyReading], vocabulary: Vocabula
         name if listed else None,
         [f"{best.word} ... {name}"],
         WORDS,
-        best.reading.strength,
+        best.score,
         best.false_alarm_rate,
         best.reading.search.size,
         best.reading.success,
-        sum(key.reading.name == best.reading.name for key in keys),
+        2,
         best.reading,
     )
     if best.false_alarm_rate <= FALSE_ALARMS:
@@ -283,7 +283,7 @@ def _key_record(key: KeyReading, vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "word": key.word,
         "nearest": vocabulary.names[key.reading.name],
-        "strength": round(key.reading.strength, 4),
+        "score": round(key.score, 4),
         "false_alarm_rate": float(f"{key.false_alarm_rate:.3g}"),
     }
 

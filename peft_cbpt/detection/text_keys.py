@@ -22,10 +22,18 @@ NAMES = 400
 
 @dataclass(frozen=True)
 class KeyReading:
-    """A search beside names with a word before them."""
+    """A search beside names with a word before them.
+
+    Args:
+        word: The word.
+        reading: What is nearest after it.
+        score: The second largest strength of the searches that name it after some word.
+        false_alarm_rate: How often words drawn at random come to that.
+    """
 
     word: str
     reading: Reading
+    score: float
     false_alarm_rate: float
 
 
@@ -50,27 +58,42 @@ def read_after_words(
         generator: Draws the controls.
 
     Returns:
-        A reading for every search and word, the surest first; of the null only what random words give.
+        The strongest reading of every name that two searches agree on, the surest first. The null is what the same
+        searches name after random words.
     """
     names = vocabulary.names[:NAMES]
     related = replace(vocabulary, names=names, features=vocabulary.features[:NAMES]).related()
-    furthest = sorted(searches, key=lambda one: one.shift.norm().item(), reverse=True)
-    chosen = list({one.family: one for one in reversed(furthest)}.values())[-READ_SEARCHES:]
+    chosen = _furthest(searches)
     nearest = [(word_features @ one.shift).topk(min(KEYS, len(words))).indices.tolist() for one in chosen]
     controls = generator.permutation(len(words))[:CONTROLS].tolist()
     features = {word: prompts_after(words[word], names) for word in {*sum(nearest, []), *controls}}
 
+    @torch.no_grad()
     def read(search: Search, word: int) -> Reading:
-        with torch.no_grad():
-            return read_search(search, features[word], related, scale)
+        return read_search(search, features[word], related, scale)
 
-    others = [read(search, word) for search in chosen for word in controls]
-    null = null_of(others)
-    tried = len(chosen) * KEYS
+    null = null_of([read(search, word) for search in chosen for word in controls])
     read_out = [
-        KeyReading(words[word], one, null.false_alarm_rate(one.strength, tried) if one.reach >= MOVED else 1.0)
-        for search, near in zip(chosen, nearest, strict=True)
-        for word in near
-        for one in [read(search, word)]
+        (words[word], read(search, word)) for search, near in zip(chosen, nearest, strict=True) for word in near
     ]
-    return sorted(read_out, key=lambda one: one.false_alarm_rate)
+    read_out = [(word, one) for word, one in read_out if one.reach >= MOVED]
+    agreed = []
+    for name in {one.name for _, one in read_out}:
+        strongest = {}
+        for word, one in sorted(read_out, key=lambda item: item[1].strength):
+            if one.name == name:
+                strongest[id(one.search)] = (word, one)
+        if len(strongest) > 1:
+            (_, second), (word, first) = sorted(strongest.values(), key=lambda item: item[1].strength)[-2:]
+            agreed.append((word, first, second.strength))
+    found = [
+        KeyReading(word, first, score, null.false_alarm_rate(score, KEYS * len(agreed)))
+        for word, first, score in agreed
+    ]
+    return sorted(found, key=lambda one: one.false_alarm_rate)
+
+
+def _furthest(searches: Sequence[Search]) -> list[Search]:
+    """One search of every family, that which moves images furthest, and of those the `READ_SEARCHES` furthest."""
+    by_length = sorted(searches, key=lambda one: one.shift.norm().item())
+    return list({one.family: one for one in by_length}.values())[-READ_SEARCHES:]
