@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 COMMANDS = {
+    "scan": "is this CLIP backdoored? a verdict, and the triggers that were found",
     "purify": "take a backdoor's power away from a CLIP; writes an adapter and what it did",
     "evaluate": "measure classifiers on datasets, with and without triggers, in one table",
     "report": "draw a run of purify as one HTML page",
@@ -39,6 +40,7 @@ HELP = "\n".join(
         "      --num_classes 60 --output_dir out",
         "",
         "exit codes: 0 done, 1 the Hub failed or a bug, 2 bad input, 130 interrupted (docs/cli.md)",
+        "            scan: 0 clean, 1 backdoored, 3 unsure",
     )
 )
 
@@ -51,7 +53,10 @@ def version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 1 when the Hub fails, 2 for bad input, 130 when interrupted."""
+    """Run a command and return the exit code: 0, 1 when the Hub fails, 2 for bad input, 130 when interrupted.
+
+    `scan` returns 1 for a backdoor and 3 where it is unsure.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words else ""
     if name in ("--help", "-h", "help"):
@@ -70,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from peft_cbpt.commands.parsing import run_command
     from peft_cbpt.common.extras import named_extras
 
-    def command(options: Sequence[str]) -> None:
+    def command(options: Sequence[str]) -> int | None:
         with named_extras():
-            getattr(import_module(f"peft_cbpt.commands.{name}"), name)(options)
+            code: int | None = getattr(import_module(f"peft_cbpt.commands.{name}"), name)(options)
+        return code
 
     return run_command(command, words[1:])
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from peft_cbpt.evaluation.evaluate import evaluate
     from peft_cbpt.hub.push import push_adapter
     from peft_cbpt.purification import purify
+    from peft_cbpt.scanning import scan
     from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
     from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "purify",
     "push_adapter",
+    "scan",
 ]
 
 _LAZY = {
@@ -38,6 +40,7 @@ _LAZY = {
     "evaluate": "peft_cbpt.evaluation.evaluate",
     "purify": "peft_cbpt.purification",
     "push_adapter": "peft_cbpt.hub.push",
+    "scan": "peft_cbpt.scanning",
 }
 
 

@@ -164,13 +164,16 @@ def _raise_input_error(message: str) -> None:
     raise InputError(" ".join(message.split()))
 
 
-def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command; the first process prints an error of input or Hub as one line. Returns the exit code."""
+def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command; the first process prints an error of input or Hub as one line. Returns the exit code.
+
+    That is what the command returns, or 0 where it returns nothing.
+    """
     # peft 0.21 asks transformers 5.23 for a name that was replaced; users can do nothing about it
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     try:
         with stages_instead_of_bars():
-            command(sys.argv[1:] if argv is None else argv)
+            code = command(sys.argv[1:] if argv is None else argv)
     except (InputError, HubError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -179,4 +182,4 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     leave_processes()
-    return 0
+    return code or 0

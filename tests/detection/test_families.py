@@ -1,0 +1,84 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from peft_cbpt.attacks import SIG, BadNet
+from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.common.seeding import keyed_generator
+from peft_cbpt.detection.families import Colour, ImageWide, Patch, Pattern, Warp, Wave, find_trigger
+from peft_cbpt.detection.universal import collapse
+
+KINDS = [
+    ImageWide(0.05),
+    Patch(0.1),
+    Patch(0.1, (0.5, 0.0)),
+    Patch(0.1, None),
+    Pattern(0.1),
+    Pattern(0.1, 4, False),
+    Wave(0.1),
+    Warp(0.05),
+    Colour(0.1),
+]
+
+
+@pytest.fixture
+def encoder_and_pixels(poisoned_clip, few_shots):
+    poisoned_clip.model.requires_grad_(False)
+    pixels = torch.stack([few_shots[row]["pixel_values"] for row in range(8)]).float() / 255
+    return image_encoder(poisoned_clip.model, poisoned_clip.normalize), pixels
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("side", [(48, 48), (64, 56)])
+def test_a_mark_at_full_size_changes_pixels_by_its_size(kind, side):
+    coarse = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
+    pixels = F.interpolate(coarse, side, mode="bilinear")
+    mark = kind.at_full_size(kind.draw(side, keyed_generator("draw")), pixels)
+    marked = kind.apply(pixels, mark)
+    assert marked.shape == pixels.shape and marked.min() >= 0 and marked.max() <= 1
+    assert (marked - pixels).square().mean().sqrt().item() == pytest.approx(kind.size, rel=0.45)
+    larger, smaller = kind.within(3 * mark, pixels), kind.within(0.5 * mark, pixels)
+    if not isinstance(kind, Patch | Wave):
+        torch.testing.assert_close(smaller, 0.5 * mark)
+        assert (kind.apply(pixels, larger) - pixels).square().mean().sqrt() <= 1.4 * kind.size
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_found_trigger_makes_images_more_alike_and_is_found_again(encoder_and_pixels, kind):
+    encode, pixels = encoder_and_pixels
+    before = pixels.clone()
+    one, other = (find_trigger(encode, pixels, collapse, kind, keyed_generator("find"), 6) for _ in range(2))
+    assert torch.equal(one.mark, other.mark) and not one.mark.requires_grad
+    start = find_trigger(encode, pixels, collapse, kind, keyed_generator("find"), 1)
+    reached = [collapse(encode(trigger(pixels))).item() for trigger in (start, one)]
+    assert reached[1] > reached[0] or (not kind.searched and reached[1] == reached[0])
+    assert torch.equal(pixels, before)
+
+
+def test_a_patch_covers_its_square_only_and_can_be_anywhere():
+    pixels = torch.rand(5, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    corner, anywhere = Patch(0.1, (1.0, 1.0)), Patch(0.1, None)
+    mark = corner.draw((32, 48), keyed_generator("patch"))
+    assert mark.shape == (3, 8, 8)  # a quarter of the shorter side
+    changed = (corner.apply(pixels, mark) != pixels).any(1)
+    assert changed[:, 24:, 40:].all() and changed.sum() == 5 * 64
+    places = {tuple(one.nonzero()[0].tolist()) for one in (anywhere.apply(pixels, mark) != pixels).any(1)}
+    assert len(places) == 5
+
+
+def test_sizes_of_attacks_are_those_that_kinds_speak_of():
+    pixels = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    ids = [str(row) for row in range(8)]
+    sizes = [
+        (trigger.apply_image(pixels, ids) - pixels).square().mean().sqrt().item() for trigger in (BadNet(0.125), SIG())
+    ]
+    assert sizes[0] == pytest.approx(Patch(0.05).size, rel=0.1)
+    assert sizes[1] == pytest.approx(Wave(0.166).size, rel=0.15)
+
+
+def test_a_wave_has_the_shape_of_sig():
+    grey = torch.full((1, 3, 48, 48), 0.5)
+    sig = SIG().apply_image(grey, ["0"])[0] - 0.5
+    wave = Wave(0.166).apply(grey, torch.tensor([0.0, 6.0, 0.0, 60 / 255]))[0] - 0.5
+    torch.testing.assert_close(sig.norm(), wave.norm(), rtol=1e-3, atol=0)
+    assert torch.equal(wave[0], wave[1])
