@@ -1,12 +1,16 @@
 """The README's snippets and commands, as written."""
 
+import ast
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import peft_cbpt
 from peft_cbpt import cli
 from peft_cbpt.pocket.model import resolve_model
 
@@ -63,3 +67,33 @@ def test_ci_runs_the_readmes_test_command():
 def test_linked_files_exist():
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_the_landing_pages_calls_fit_the_functions():
+    """Run whole they take minutes; `peft_cbpt.purify` and `scan` themselves are run by their own tests."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), flags=re.S)
+    calls = [
+        one for one in ast.walk(ast.parse(code)) if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute)
+    ]
+    assert {one.func.attr for one in calls} == {"scan", "purify"}
+    for one in calls:
+        given = [ast.literal_eval(value) for value in one.args]
+        named = {word.arg: ast.literal_eval(word.value) for word in one.keywords}
+        inspect.signature(getattr(peft_cbpt, one.func.attr)).bind(*given, **named)
+
+
+def test_every_page_is_in_the_sites_menu():
+    menu = (ROOT / "mkdocs.yml").read_text()
+    assert all(f": {page.name}" in menu for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_workflows_and_issue_forms_are_yaml_and_run_what_is_there():
+    files = sorted((ROOT / ".github").rglob("*.yml"))
+    assert len(files) == 3
+    for file in files:
+        assert yaml.safe_load(file.read_text())["name"], file
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    commands = [step["run"].split() for job in jobs.values() for step in job["steps"] if "run" in step]
+    targets = re.findall(r"^(\w+):.*##", (ROOT / "Makefile").read_text(), flags=re.M)
+    for program, *words in commands:
+        assert set(words) <= set(targets) if program == "make" else (ROOT / program).is_file()
