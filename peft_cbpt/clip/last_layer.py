@@ -15,7 +15,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 def only_class_token(vision_model: nn.Module) -> Iterator[None]:
     """Within this context a CLIP's image tower pools the same output as before, to rounding, without its other tokens.
 
-    It saves 7% of a forward and backward pass of ViT-B/32 (`benchmarks/tower_parts.py`). Towers that are compiled, in
+    `benchmarks/tower_parts.py` measures what that saves. Towers that are compiled, in
     training mode or without transformer layers (a ResNet) compute as ever.
     """
     tower: Any = vision_model

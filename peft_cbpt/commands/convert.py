@@ -78,8 +78,12 @@ def _describe(checkpoint: Checkpoint, arguments: ConvertArguments) -> None:
     count = sum(value.numel() for name, value in checkpoint.weights.items())
     if arguments.activation is not None:
         why = "as given"
-    elif checkpoint.folder is not None:
+    elif checkpoint.folder is not None or checkpoint.images:
         why = "from the folder's config"
     else:
         why = "the default; --activation gelu for OpenCLIP models whose name lacks quickgelu"
     print(f"{described(checkpoint.config)}; {count:,} weights, activation {checkpoint.activation} ({why})", flush=True)
+    if checkpoint.folder is None and not checkpoint.images:
+        print(
+            "nothing says how its images were normalised: OpenAI's mean and standard deviation are taken", flush=True
+        )

@@ -15,6 +15,24 @@ WIDER_HEADS = {1280: 80, 1408: 88, 1664: 104}
 """Width of the attention heads of ViT-H, g and bigG by the image tower's width; the weights do not tell."""
 
 
+FAMILIES = {
+    "logit_bias": "a SigLIP",
+    "visual.trunk.": "a CLIP with an image tower of timm, such as EVA or MobileCLIP",
+    "visual.blocks.": "an EVA-CLIP",
+    "text_decoder.": "a CoCa",
+    "transformer.embeddings.": "a CLIP with a BERT for its text tower, such as ALIGN, AltCLIP or ChineseCLIP",
+    "bert.": "a ChineseCLIP",
+}
+"""What the beginning of a weight's name tells of models that are not served."""
+
+
+def check_family(state: Mapping[str, Tensor]) -> None:
+    """Raises an InputError for a model of another family than plain CLIPs."""
+    for beginning, family in FAMILIES.items():
+        if name := next((name for name in state if name.startswith(beginning)), None):
+            raise InputError(f"the checkpoint is {family}, which is not served: it has {name}")
+
+
 def config_of(state: Mapping[str, Tensor], activation: str, head_width: int | None = None) -> CLIPConfig:
     """The transformers config of a state dict in OpenAI's layout.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
@@ -14,13 +15,16 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPImageProcessorPi
 from peft_cbpt.clip.loading import MODEL_TYPES
 from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel
 from peft_cbpt.common.errors import InputError, first_line
-from peft_cbpt.convert.architecture import config_of
+from peft_cbpt.convert.architecture import check_family, config_of
 from peft_cbpt.convert.checkpoints import read_weights
-from peft_cbpt.convert.layout import is_bookkeeping, to_openai, to_transformers
+from peft_cbpt.convert.layout import is_bookkeeping, to_openai, to_transformers, without_text_module
 
 OPENAI_FILE = "openai_state_dict.safetensors"
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 DEFAULT_ACTIVATION = "quick_gelu"
 
 
@@ -37,8 +41,8 @@ class Checkpoint:
     weights: dict[str, Tensor]
     config: CLIPConfig
     folder: Path | None = None
-    normalization: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """`image_mean` and `image_std` where a checkpoint has others than OpenAI's."""
+    images: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `CLIPImageProcessor` where a checkpoint has others than OpenAI's."""
 
     @property
     def activation(self) -> str:
@@ -62,21 +66,23 @@ def read_checkpoint(source: str, activation: str | None = None, allow_unsafe: bo
     path = Path(source).expanduser()
     if not path.exists():
         raise InputError(f"there is no checkpoint {source}: give a file or a folder")
-    if path.is_dir() and (path / "config.json").is_file():
-        return _read_transformers(path, activation, allow_unsafe)
-    said = OpenClipSettings()
+    said, files = OpenClipSettings(), [path]
     if path.is_dir():
-        if not (path / OPEN_CLIP_CONFIG).is_file():
+        is_transformers = (path / "config.json").is_file() and not any(path.glob("open_clip_*model*"))
+        if not is_transformers and (path / OPEN_CLIP_CONFIG).is_file():  # also beside a config.json in timm's form
+            said, files = _open_clip_settings(path / OPEN_CLIP_CONFIG), _weight_files(path, OPEN_CLIP_FILES)
+        elif (path / "config.json").is_file():
+            return _read_transformers(path, activation, allow_unsafe)
+        else:
             raise InputError(
                 f"the folder {source} has no config.json or {OPEN_CLIP_CONFIG}: give the checkpoint's file"
             )
-        said = _open_clip_settings(path / OPEN_CLIP_CONFIG)
-        path = _weight_files(path)[0]
-    weights = read_weights(path, allow_unsafe)
+    weights = without_text_module(_read_all(files, allow_unsafe))
+    check_family(weights)
     if any(name.startswith("vision_model.") for name in weights):
         weights = to_openai(weights)
     checkpoint = checkpoint_of(weights, activation or said.activation, str(path), said.head_width)
-    return replace(checkpoint, normalization=said.normalization)
+    return replace(checkpoint, images=said.images)
 
 
 def checkpoint_of(
@@ -134,8 +140,11 @@ def _image_processor(checkpoint: Checkpoint, side: int) -> CLIPImageProcessorPil
     """The folder's own, or CLIP's at the model's resolution where there is none."""
     folder = checkpoint.folder
     if folder is None or not any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
-        size, crop = {"shortest_edge": side}, {"height": side, "width": side}
-        return CLIPImageProcessorPil(size=size, crop_size=crop, **checkpoint.normalization)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+        settings |= checkpoint.images
+        if settings.pop("squash", False):
+            settings["size"] = settings["crop_size"]
+        return CLIPImageProcessorPil(**settings)
     try:
         return CLIPImageProcessorPil.from_pretrained(folder)
     except Exception as error:  # damaged files raise errors of many kinds
@@ -153,18 +162,31 @@ def _read_transformers(folder: Path, activation: str | None, allow_unsafe: bool)
         raise InputError(
             f"the config of {folder} says {config.text_config.hidden_act}, not {activation}: mend it there"
         )
-    weights: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        weights |= read_weights(file, allow_unsafe)
+    weights = _read_all(_weight_files(folder, TRANSFORMERS_FILES), allow_unsafe)
     weights = _checked(to_openai(weights), config, str(folder))
     return Checkpoint(weights, config, folder)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    for pattern in ("model*.safetensors", "open_clip*.safetensors", "pytorch_model*.bin", "open_clip*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise InputError(f"the folder {folder} holds no weights (model.safetensors or pytorch_model.bin)")
+def _weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The first of the named files that is there, or the shards that its index lists; never some of two."""
+    for name in names:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise InputError(f"cannot read {index}: download it again ({first_line(error)})") from error
+            return sorted(folder / shard for shard in shards)
+    raise InputError(f"the folder {folder} holds no weights: it has no {' or '.join(names)}")
+
+
+def _read_all(files: Sequence[Path], allow_unsafe: bool) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= read_weights(file, allow_unsafe)
+    return weights
 
 
 @dataclass(frozen=True)
@@ -173,7 +195,7 @@ class OpenClipSettings:
 
     activation: str = DEFAULT_ACTIVATION
     head_width: int | None = None
-    normalization: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _open_clip_settings(file: Path) -> OpenClipSettings:
@@ -183,10 +205,21 @@ def _open_clip_settings(file: Path) -> OpenClipSettings:
         return OpenClipSettings(
             "quick_gelu" if model.get("quick_gelu") else "gelu",
             model.get("vision_cfg", {}).get("head_width"),
-            {f"image_{name}": list(images[name]) for name in ("mean", "std") if name in images},
+            _image_settings(images, file),
         )
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"cannot read {file}: {type(error).__name__}; give the weights' file instead") from error
+
+
+def _image_settings(images: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """`preprocess_cfg` as settings of `CLIPImageProcessor`; `squash` for images that are not cropped."""
+    settings: dict[str, Any] = {f"image_{name}": list(images[name]) for name in ("mean", "std") if name in images}
+    interpolation, mode = images.get("interpolation", "bicubic"), images.get("resize_mode", "shortest")
+    if interpolation not in INTERPOLATIONS or mode not in ("shortest", "squash"):
+        raise InputError(f"images are resized by {interpolation} and {mode} in {file}, which is not served")
+    return settings | {"resample": INTERPOLATIONS[interpolation], "squash": mode == "squash"}
 
 
 def _checked(weights: Mapping[str, Tensor], config: CLIPConfig, source: str) -> dict[str, Tensor]:

@@ -55,6 +55,9 @@ def collapse(features: Tensor) -> Tensor:
     """Mean cosine between the images of a batch, from unit-norm features (B, D): how alike a trigger makes them.
 
     After DECREE (Feng et al., 2023), which finds backdoors in encoders by triggers under which all images look alike.
+
+    >>> collapse(torch.tensor([[1.0, 0.0], [1.0, 0.0]])), collapse(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    (tensor(1.), tensor(0.))
     """
     return features.mean(0).square().sum()
 

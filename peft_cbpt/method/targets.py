@@ -11,7 +11,11 @@ PositiveRule = Literal["farthest", "closest", "random"]
 
 
 def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
-    """y' (Eq. 10): the most likely class other than the true one, from logits (B, n_classes); int64 (B,)."""
+    """y' (Eq. 10): the most likely class other than the true one, from logits (B, n_classes); int64 (B,).
+
+    >>> runner_up(torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), torch.tensor([0, 1]))
+    tensor([1, 0])
+    """
     return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
 
 

@@ -28,7 +28,9 @@ def finished(tmp_path_factory):
     """The folder of the small job, run once; copy it before changing it."""
     folder = tmp_path_factory.mktemp("finished")
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(SMALL_JOB | {"output_dir": str(folder / "out"), "save_total_limit": 5}))
+    config.write_text(
+        yaml.safe_dump(SMALL_JOB | RUNNER_UP | {"output_dir": str(folder / "out"), "save_total_limit": 5})
+    )
     assert main(["purify", "--config", str(config)]) == 0
     return folder / "out"
 
@@ -170,7 +172,9 @@ def test_an_interrupted_run_says_how_to_go_on(run_purify, monkeypatch):
 def test_a_killed_run_leaves_whole_files_and_goes_on(run_purify, tmp_path):
     """SIGKILL in the middle; what is there can be read, and the resumed run ends like an undisturbed one."""
     config = tmp_path / "kill.yaml"
-    config.write_text(yaml.safe_dump(SMALL_JOB | {"output_dir": str(tmp_path / "killed"), "num_train_epochs": 6}))
+    config.write_text(
+        yaml.safe_dump(SMALL_JOB | RUNNER_UP | {"output_dir": str(tmp_path / "killed"), "num_train_epochs": 6})
+    )
     command = [sys.executable, "-m", "peft_cbpt", "purify", "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
