@@ -11,7 +11,7 @@ from peft_cbpt.detection.reading import Reading, Vocabulary
 from peft_cbpt.detection.statistic import MOVED, Null, null_of
 from peft_cbpt.detection.suspects import Evidence, Suspect, Suspicion
 
-FALSE_ALARMS = 0.001
+FALSE_ALARMS = 0.002
 """A finding is what the model's null comes to less often than this."""
 DOUBT = 0.05
 """Between the two rates a verdict is `unsure`."""
