@@ -47,13 +47,13 @@ class Verdict:
         weighed: Findings, and those that are too weak to be one.
         readings: Of all searches.
         results: The content of `scan.json`.
-        class_names: The user's names, if they gave any.
+        vocabulary: The user's names, if they gave any, and decoys.
     """
 
     weighed: Weighed
     readings: list[Reading]
     results: dict[str, Any]
-    class_names: list[str]
+    vocabulary: Vocabulary
 
     @property
     def verdict(self) -> Answer:
@@ -72,8 +72,8 @@ class Verdict:
 
     @property
     def suspicion(self) -> Suspicion:
-        """What `purify` aims dummy triggers at, as indices into `class_names`."""
-        return suspicion_from(self.weighed, self.class_names, self.readings)
+        """What `purify` aims dummy triggers at, as indices into the user's names."""
+        return suspicion_from(self.weighed, self.readings, self.vocabulary)
 
 
 def scan(
@@ -201,7 +201,7 @@ def read_names(
         "class_names": list(class_names),
         "n_decoys": len(vocabulary.names) - len(class_names),
     }
-    return Verdict(weighed, readings, results, list(class_names))
+    return Verdict(weighed, readings, results, vocabulary)
 
 
 def make_vocabulary(clip: LoadedCLIP, names: Sequence[str], template: str) -> Vocabulary:
