@@ -1,7 +1,5 @@
 """Turn an OpenAI, OpenCLIP, CleanCLIP or BadCLIP checkpoint into a transformers folder, or back.
 
-    peft-cbpt convert SOURCE --output_dir DIR
-
 SOURCE is a file (safetensors, .pt, .bin) or a folder. The architecture is read off the weights' shapes; every weight
 must have its place, its shape and finite values, and the folder takes its name when it could be loaded.
 """
@@ -10,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peft_cbpt.clip.loading import load_clip
+from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.common.files import staged_folder
 from peft_cbpt.convert.architecture import described
@@ -21,6 +20,8 @@ from peft_cbpt.convert.convert import (
     save_transformers,
 )
 from peft_cbpt.convert.vocabulary import find_tokenizer
+
+PAGE = HelpPage("convert", "peft-cbpt convert ViT-B-32.safetensors --output_dir my/clip")
 
 
 @dataclass
@@ -59,7 +60,7 @@ def convert(argv: Sequence[str]) -> None:
     """Convert a checkpoint; see the module's docstring."""
     if argv and not argv[0].startswith("-"):
         argv = ["--source", *argv]
-    (arguments,) = parse([ConvertArguments], argv, __doc__ or "")
+    (arguments,) = parse([ConvertArguments], argv, __doc__ or "", PAGE)
     with staged_folder(arguments.output_dir) as staging:
         print(f"reading {arguments.source}", flush=True)
         checkpoint = read_checkpoint(arguments.source, arguments.activation, arguments.allow_unsafe)

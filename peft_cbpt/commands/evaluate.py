@@ -7,11 +7,19 @@ from typing import Any
 
 from accelerate import PartialState
 
+from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.printing import print_columns, print_skipped
 from peft_cbpt.evaluation.classifiers import TEMPLATE
 from peft_cbpt.evaluation.evaluate import CLEAN, EVALUATION_FILE, EvaluationArguments
 from peft_cbpt.evaluation.evaluate import evaluate as run_evaluation
+
+PAGE = HelpPage(
+    "evaluate",
+    "peft-cbpt evaluate --model_name_or_path pocket:badnet --classifiers template out --datasets pocket:v2 \\\n"
+    "      --attacks pocket:badnet --output_dir table",
+    ("model_name_or_path", "datasets", "classifiers", "attacks", "output_dir", "config", "class_names_file"),
+)
 
 
 @dataclass
@@ -35,7 +43,7 @@ class EvaluateArguments:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Run the evaluation; see `recipes/evaluate_classifiers.py`."""
-    given, arguments = parse([EvaluateArguments, EvaluationArguments], argv, __doc__ or "")
+    given, arguments = parse([EvaluateArguments, EvaluationArguments], argv, __doc__ or "", PAGE)
     results = run_evaluation(
         given.model_name_or_path,
         given.datasets,

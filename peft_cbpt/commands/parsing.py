@@ -13,8 +13,10 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from peft_cbpt.common.errors import HubError, InputError
+from peft_cbpt.commands.help_page import HelpFormatter, HelpPage
+from peft_cbpt.common.errors import HubError, InputError, did_you_mean
 from peft_cbpt.common.processes import leave_processes
+from peft_cbpt.common.progress import stages_instead_of_bars
 
 INTERRUPTED = 130
 Settings = TypeVar("Settings")
@@ -37,20 +39,25 @@ def read_yaml(file: str) -> dict[str, Any]:
     return settings
 
 
-def parse(argument_types: Sequence[type], argv: Sequence[str], usage: str) -> tuple[Any, ...]:
-    """Fill dataclasses from `--config FILE.yaml` and from options, which win.
+def parse(
+    argument_types: Sequence[type], argv: Sequence[str], usage: str, page: HelpPage | None = None
+) -> tuple[Any, ...]:
+    """Fill dataclasses from `--config FILE.yaml` and from options, which win; `page` is what `--help` prints.
 
     Raises:
         InputError: for an unknown name, a missing file, or a value of the wrong type.
     """
     parser = _parser(argument_types, usage)
+    if page is not None:
+        page.arrange(parser)
     with _one_line_errors():
+        _refuse_unknown(parser, argv)
         config, options = _config_parser().parse_known_args(argv)
         if config.config is not None:
             _set_defaults(parser, argument_types, read_yaml(config.config), config.config)
         parsed: Any = parser.parse_args_into_dataclasses(options, return_remaining_strings=True)
-    if unknown_options := parsed[-1]:
-        raise InputError(f"unknown option {unknown_options[0]!r}; see --help for the settings")
+    if unknown_words := parsed[-1]:
+        raise InputError(f"unknown option {unknown_words[0]!r}; see --help for the settings")
     return parsed[: len(argument_types)]
 
 
@@ -69,10 +76,21 @@ def fill(argument_type: type[Settings], settings: Mapping[str, Any], source: str
 
 def _parser(argument_types: Sequence[type], usage: str) -> HfArgumentParser:
     kinds: Any = list(argument_types)
-    parser = HfArgumentParser(kinds, description=usage, allow_abbrev=False, exit_on_error=False)
+    parser = HfArgumentParser(
+        kinds, description=usage, allow_abbrev=False, exit_on_error=False, formatter_class=HelpFormatter
+    )
     parser.add_argument("--config", help="YAML file with any of the settings below; options override it.")
     parser.error = _raise_input_error  # type: ignore[method-assign, assignment]
     return parser
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Before argparse complains about what is missing because its name was mistyped."""
+    known = parser._option_string_actions
+    for word in argv:
+        name = word.split("=")[0]
+        if name.startswith("--") and name not in known:
+            raise InputError(f"unknown option {name!r}{did_you_mean(name, known)}; see --help for the settings")
 
 
 def _config_parser() -> argparse.ArgumentParser:
@@ -100,7 +118,8 @@ def _set_defaults(
     hints = {name: hint for kind in argument_types for name, hint in get_type_hints(kind).items()}
     for name, value in settings.items():
         if name not in options or name not in hints:
-            raise InputError(f"unknown setting {name!r} in {source}; see --help for the settings")
+            near = did_you_mean(name, hints)
+            raise InputError(f"unknown setting {name!r} in {source}{near}; see --help for the settings")
         try:
             parser.set_defaults(**{name: _typed(options[name], hints[name], value)})
         except (argparse.ArgumentTypeError, ValueError, TypeError) as error:
@@ -153,7 +172,8 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
     # peft 0.21 asks transformers 5.23 for a name that was replaced; users can do nothing about it
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     try:
-        code = command(sys.argv[1:] if argv is None else argv)
+        with stages_instead_of_bars():
+            code = command(sys.argv[1:] if argv is None else argv)
     except (InputError, HubError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

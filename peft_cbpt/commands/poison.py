@@ -5,15 +5,23 @@ from collections.abc import Sequence
 
 from accelerate import PartialState
 
+from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.printing import print_skipped
 from peft_cbpt.training.poison import PoisonArguments
 from peft_cbpt.training.poison import poison as run_poison
 
+PAGE = HelpPage(
+    "poison",
+    "peft-cbpt poison --trigger badnet --target_class banana --poison_rate 0.01 --output_dir poisoned",
+    ("model_name_or_path", "trigger", "trigger_settings", "target_class", "poison_rate", "output_dir", "config")
+    + ("pairs_name", "num_pairs", "seed"),
+)
+
 
 def poison(argv: Sequence[str]) -> None:
     """Run the attack; see `recipes/poison.py`."""
-    (arguments,) = parse([PoisonArguments], argv, __doc__ or "")
+    (arguments,) = parse([PoisonArguments], argv, __doc__ or "", PAGE)
     record = run_poison(arguments)
     if PartialState().is_main_process:
         for what, skipped in record["skipped"].items():

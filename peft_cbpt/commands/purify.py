@@ -7,13 +7,30 @@ from typing import Any
 
 from accelerate import PartialState
 
+from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.printing import print_columns, print_skipped
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.hub.evidence import figure_rows, suspected
 from peft_cbpt.purification import PurifyArguments
 from peft_cbpt.purification import purify as run_purification
-from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
+from peft_cbpt.training.cbpt_arguments import WITHOUT_EFFECT, CBPTTrainingArguments
+
+PAGE = HelpPage(
+    "purify",
+    "peft-cbpt purify --model_name_or_path my/clip --dataset_name path/to/images --output_dir out",
+    (
+        "model_name_or_path",
+        "dataset_name",
+        "output_dir",
+        "config",
+        "test_dataset_name",
+        "class_names_file",
+        "num_shots",
+    )
+    + ("attacks", "seed", "resume_from_checkpoint"),
+    hidden={name for names in WITHOUT_EFFECT.values() for name in names},
+)
 
 
 @dataclass
@@ -32,7 +49,7 @@ class PurifiedArguments:
 def purify(argv: Sequence[str]) -> None:
     """Run the main job; see `recipes/purify.py`."""
     kinds = [PurifiedArguments, PurifyArguments, CBPTTrainingArguments]
-    given, arguments, training = parse(kinds, argv, __doc__ or "")
+    given, arguments, training = parse(kinds, argv, __doc__ or "", PAGE)
     try:
         purified = run_purification(
             given.model_name_or_path,

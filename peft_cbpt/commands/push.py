@@ -1,10 +1,13 @@
-"""`peft-cbpt push DIR --hub_model_id NAMESPACE/NAME`: share an adapter on the Hub."""
+"""Share an adapter on the Hub, after a look at its files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import folder_first, parse
 from peft_cbpt.hub.push import push_adapter
+
+PAGE = HelpPage("push", "peft-cbpt push out --hub_model_id you/name")
 
 
 @dataclass
@@ -26,7 +29,7 @@ class PushArguments:
 
 def push(argv: Sequence[str]) -> None:
     """Push an adapter's folder."""
-    (arguments,) = parse([PushArguments], folder_first(argv), __doc__ or "")
+    (arguments,) = parse([PushArguments], folder_first(argv), __doc__ or "", PAGE)
     commit = push_adapter(
         arguments.folder,
         arguments.hub_model_id,

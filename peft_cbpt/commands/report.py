@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import folder_first, parse
 from peft_cbpt.reports.report import PAGE_FILE, draw_report
+
+PAGE = HelpPage("report", "peft-cbpt report out")
 
 
 @dataclass
@@ -21,6 +24,6 @@ class ReportArguments:
 
 def report(argv: Sequence[str]) -> None:
     """Run the command; see docs/reports.md."""
-    (arguments,) = parse([ReportArguments], folder_first(argv), __doc__ or "")
+    (arguments,) = parse([ReportArguments], folder_first(argv), __doc__ or "", PAGE)
     output, pictures = draw_report(**vars(arguments))
     print(f"{PAGE_FILE} and {len(pictures)} pictures: {output}")

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
+from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.printing import print_columns
 from peft_cbpt.scanning import NUM_IMAGES, SCAN_FILE
 from peft_cbpt.scanning import scan as run_scan
 
+PAGE = HelpPage(
+    "scan",
+    "peft-cbpt scan --model_name_or_path pocket:badnet --dataset_name pocket:base --output_dir verdict",
+)
 EXIT_CODES = {"clean": 0, "backdoored": 1, "unsure": 3}
 
 
@@ -31,7 +36,7 @@ class ScanArguments:
 
 def scan(argv: Sequence[str]) -> int:
     """Run the scan; see `recipes/scan.py`. Returns the exit code: 0 clean, 1 backdoored, 3 unsure."""
-    (arguments,) = parse([ScanArguments], argv, __doc__ or "")
+    (arguments,) = parse([ScanArguments], argv, __doc__ or "", PAGE)
     verdict = run_scan(
         arguments.model_name_or_path,
         arguments.dataset_name,

@@ -1,5 +1,6 @@
 """What the records of all runs hold: when and with what they were made, seconds by stage, memory."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ try:
 except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
+logger = logging.getLogger(__name__)
+
 
 def made_now() -> dict[str, Any]:
     """`date` (UTC, ISO 8601), `versions` of the libraries and of this package, and its `commit` or None."""
@@ -31,7 +34,8 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Time the block as `stage`."""
+        """Time the block as `stage`, which the package's logger names as it begins."""
+        logger.info(stage)
         start = time.perf_counter()
         yield
         self.seconds[stage] = round(time.perf_counter() - start, 2)
