@@ -17,12 +17,12 @@ from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.data.pixels_of import AnyImages, load_pixels_of
 from peft_cbpt.detection.decoys import decoy_names, decoy_words
-from peft_cbpt.detection.ladder import CLIMBS, JUDGED_IMAGES, SEARCH_IMAGES, Search, search_ladder
-from peft_cbpt.detection.reading import RELATED, Reading, Vocabulary, clean_scale, read_all
-from peft_cbpt.detection.statistic import MOVED, USUAL_COUNT, USUAL_STRENGTH
+from peft_cbpt.detection.ladder import JUDGED_IMAGES, Search, search_ladder
+from peft_cbpt.detection.reading import Reading, Vocabulary, clean_scale, read_all
+from peft_cbpt.detection.record import finding_record, key_record, scan_settings, search_record
 from peft_cbpt.detection.suspects import Suspicion
 from peft_cbpt.detection.text_keys import KeyReading, read_after_words
-from peft_cbpt.detection.verdict import DOUBT, FALSE_ALARMS, Answer, Finding, Weighed, suspicion_from, weigh
+from peft_cbpt.detection.verdict import DOUBT, Answer, Finding, Weighed, suspicion_from, weigh
 from peft_cbpt.evaluation.measure import text_features
 from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import open_clip
@@ -47,13 +47,13 @@ class Verdict:
         weighed: Findings, and those that are too weak to be one.
         readings: Of all searches.
         results: The content of `scan.json`.
-        class_names: The user's names, if they gave any.
+        vocabulary: The user's names, if they gave any, and decoys.
     """
 
     weighed: Weighed
     readings: list[Reading]
     results: dict[str, Any]
-    class_names: list[str]
+    vocabulary: Vocabulary
 
     @property
     def verdict(self) -> Answer:
@@ -72,8 +72,8 @@ class Verdict:
 
     @property
     def suspicion(self) -> Suspicion:
-        """What `purify` aims dummy triggers at, as indices into `class_names`."""
-        return suspicion_from(self.weighed, self.class_names, self.readings)
+        """What `purify` aims dummy triggers at, as indices into the user's names."""
+        return suspicion_from(self.weighed, self.readings, self.vocabulary)
 
 
 def scan(
@@ -123,7 +123,7 @@ def scan(
     with stopwatch("read"):
         verdict = read_names(clip, searched, names, template, seed)
     record = {
-        "settings": _settings(template, seed, len(pixels)),
+        "settings": scan_settings(template, seed, len(pixels)),
         "seconds": stopwatch.seconds,
         "peak_memory_bytes": peak_memory_bytes(clip.model.device),
         **made_now(),
@@ -193,15 +193,15 @@ def read_names(
     results: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "verdict": weighed.answer,
-        "findings": [_record(one) for one in weighed.findings],
-        "doubts": [_record(one) for one in weighed.doubts],
+        "findings": [finding_record(one) for one in weighed.findings],
+        "doubts": [finding_record(one) for one in weighed.doubts],
         "controls": {"count": weighed.null.count, "mean_strength": weighed.null.total / weighed.null.count},
-        "searches": [_search_record(one, vocabulary) for one in readings],
-        "words": [_key_record(one, vocabulary) for one in keys[:SHOWN_KEYS]],
+        "searches": [search_record(one, vocabulary) for one in readings],
+        "words": [key_record(one, vocabulary) for one in keys[:SHOWN_KEYS]],
         "class_names": list(class_names),
         "n_decoys": len(vocabulary.names) - len(class_names),
     }
-    return Verdict(weighed, readings, results, list(class_names))
+    return Verdict(weighed, readings, results, vocabulary)
 
 
 def make_vocabulary(clip: LoadedCLIP, names: Sequence[str], template: str) -> Vocabulary:
@@ -251,55 +251,3 @@ def with_keys(weighed: Weighed, keys: Sequence[KeyReading], vocabulary: Vocabula
 
 def _title(finding: Finding) -> str:
     return f"{finding.name or ' / '.join(finding.words[:3])} ({finding.kind}, rms {finding.best.search.size:g})"
-
-
-def _record(finding: Finding) -> dict[str, Any]:
-    return {
-        "class": finding.name,
-        "words": finding.words,
-        "kind": finding.kind,
-        "score": round(finding.score, 4),
-        "false_alarm_rate": float(f"{finding.false_alarm_rate:.3g}"),
-        "rms": finding.rms,
-        "success_rate": round(finding.success_rate, 4),
-        "n_searches": finding.n_searches,
-    }
-
-
-def _search_record(reading: Reading, vocabulary: Vocabulary) -> dict[str, Any]:
-    return {
-        "family": reading.search.family,
-        "number": reading.search.number,
-        "rms": reading.search.size,
-        "nearest": vocabulary.names[reading.name],
-        "reach": round(reading.reach, 4),
-        "lead": round(reading.lead, 4),
-        "strength": round(reading.strength, 4),
-        "success_rate": round(reading.success, 4),
-    }
-
-
-def _key_record(key: KeyReading, vocabulary: Vocabulary) -> dict[str, Any]:
-    return {
-        "word": key.word,
-        "nearest": vocabulary.names[key.reading.name],
-        "score": round(key.score, 4),
-        "false_alarm_rate": float(f"{key.false_alarm_rate:.3g}"),
-    }
-
-
-def _settings(template: str, seed: int, n_images: int) -> dict[str, Any]:
-    return {
-        "template": template,
-        "seed": seed,
-        "n_images": n_images,
-        "search_images": SEARCH_IMAGES,
-        "judged_images": JUDGED_IMAGES,
-        "n_climbs": len(CLIMBS),
-        "false_alarm_rate_of_a_finding": FALSE_ALARMS,
-        "false_alarm_rate_of_a_doubt": DOUBT,
-        "related": RELATED,
-        "moved": MOVED,
-        "usual_strength": USUAL_STRENGTH,
-        "usual_count": USUAL_COUNT,
-    }

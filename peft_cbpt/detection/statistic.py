@@ -6,8 +6,8 @@ another matter: the spacing of the two largest of many numbers is exponential wi
 many there are (Renyi, 1953). What is weighed is the strength of a search: that lead together with the share of
 images that the trigger wins. Its scale is estimated from the model's own searches which name somebody else, together
 with what clean models gave; the posterior is a gamma distribution, and the false-alarm rate follows by integrating
-over it. Tails of strengths are somewhat heavier than exponential, which is why a finding must be rarer than one in a
-thousand.
+over it. Tails of strengths are somewhat heavier than exponential, which is why a finding must be far rarer than is
+usual.
 """
 
 from collections.abc import Sequence

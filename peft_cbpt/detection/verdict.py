@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from peft_cbpt.detection.reading import Reading, Vocabulary
 from peft_cbpt.detection.statistic import MOVED, Null, null_of
 from peft_cbpt.detection.suspects import Evidence, Suspect, Suspicion
 
-FALSE_ALARMS = 0.001
+FALSE_ALARMS = 0.002
 """A finding is what the model's null comes to less often than this."""
 DOUBT = 0.05
 """Between the two rates a verdict is `unsure`."""
@@ -154,23 +155,27 @@ def nearest_words(reading: Reading, vocabulary: Vocabulary, related: Tensor) -> 
 _EVIDENCE: dict[str, Evidence] = {"pattern": "pattern", "wave": "pattern", "words": "words"}
 
 
-def suspicion_from(weighed: Weighed, class_names: Sequence[str], nearest: Sequence[Reading] = ()) -> Suspicion:
-    """What `purify` aims dummy triggers at: the findings among the classes, or candidates where there is none.
+def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vocabulary) -> Suspicion:
+    """What `purify` aims dummy triggers at: the findings among the user's classes, or candidates where there is none.
+
+    Candidates are the doubts, and then those classes that any search comes nearest to; `MOST_CANDIDATES` of them, if
+    there are as many.
 
     Args:
         weighed: Of `weigh`.
-        class_names: The user's.
-        nearest: All readings; with no finding, the classes that most of them name are candidates.
+        readings: All of them.
+        vocabulary: What they were read against; a class is its place among the user's names.
     """
-    labels = {name: label for label, name in reversed([*enumerate(class_names)])}
+    labels = {name: label for label, name in enumerate(vocabulary.names[: vocabulary.n_listed])}
     suspects = [
         Suspect(labels[one.name], _EVIDENCE.get(one.kind, "collapse"), one.score)
         for one in weighed.findings
         if one.name is not None
     ]
-    if suspects:
+    if suspects or not labels:
         return Suspicion(suspects, [])
     doubtful = [labels[one.name] for one in weighed.doubts if one.name is not None]
-    named = Counter(reading.name for reading in nearest if reading.name < len(class_names))
-    candidates = list(dict.fromkeys([*doubtful, *(name for name, _ in named.most_common())]))
-    return Suspicion([], sorted(candidates[:MOST_CANDIDATES]))
+    shifts = torch.stack([reading.search.shift for reading in readings])
+    nearest = (vocabulary.features[: vocabulary.n_listed] @ shifts.T).amax(1).argsort(descending=True, stable=True)
+    candidates = list(dict.fromkeys([*doubtful, *nearest.tolist()]))[:MOST_CANDIDATES]
+    return Suspicion([], sorted(candidates))

@@ -115,9 +115,15 @@ def test_false_alarms_of_exponential_leads_are_as_rare_as_said():
 def test_suspicion_is_of_the_users_classes_and_candidates_where_nobody_is_found():
     names = vocabulary()
     towards = [search_towards(names.features[7], seed=seed) for seed in range(3)]
-    listed = names.names[:20]
-    found = suspicion_from(weighed([*random_searches(16), *towards], names), listed)
+    readings = read_all([*random_searches(16), *towards], names, 1.0)
+    found = suspicion_from(weigh(readings, names), readings, names)
     assert [one.label for one in found.suspects] == [7] and found.candidates == []
     readings = read_all(random_searches(16), names, 1.0)
-    nobody = suspicion_from(weigh(readings, names), listed, readings)
-    assert nobody.suspects == [] and all(0 <= one < 20 for one in nobody.candidates)
+    nobody = suspicion_from(weigh(readings, names), readings, names)
+    assert nobody.suspects == [] and len(nobody.candidates) == 4 and max(nobody.candidates) < 20
+
+
+def test_there_are_candidates_of_a_short_list_too():
+    names = replace(vocabulary(), n_listed=2)
+    readings = read_all(random_searches(16), names, 1.0)
+    assert suspicion_from(weigh(readings, names), readings, names).candidates == [0, 1]
