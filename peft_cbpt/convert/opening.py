@@ -23,7 +23,7 @@ def transformers_folder(name_or_path: str) -> str:
     """The name of a CLIP that transformers opens: the same, or the folder in the cache with the converted checkpoint.
 
     Args:
-        name_or_path: A file, a folder of transformers or OpenCLIP, or a Hub id, also as OpenCLIP writes it, `hf-hub:ID`.
+        name_or_path: A file, a folder of transformers or OpenCLIP, or a Hub id, also with OpenCLIP's `hf-hub:`.
 
     Raises:
         InputError: if it has to be converted and cannot be; files that run code are never read here.
