@@ -33,13 +33,16 @@ def check_family(state: Mapping[str, Tensor]) -> None:
             raise InputError(f"the checkpoint is {family}, which is not served: it has {name}")
 
 
-def config_of(state: Mapping[str, Tensor], activation: str, head_width: int | None = None) -> CLIPConfig:
+def config_of(
+    state: Mapping[str, Tensor], activation: str, head_width: int | None = None, text_heads: int | None = None
+) -> CLIPConfig:
     """The transformers config of a state dict in OpenAI's layout.
 
     Args:
         state: The weights.
         activation: `quick_gelu` or `gelu`.
         head_width: Of the attention in a ViT; 64 by default, and that of ViT-H, g or bigG for towers of their widths.
+        text_heads: Heads of the text tower; of 64 each by default.
 
     Raises:
         InputError: if it lacks the weights that tell, or is no CLIP that transformers can hold.
@@ -52,7 +55,7 @@ def config_of(state: Mapping[str, Tensor], activation: str, head_width: int | No
             hidden_size=width,
             intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
             num_hidden_layers=_count(state, "transformer.resblocks."),
-            num_attention_heads=_heads(width, HEAD_WIDTH),
+            num_attention_heads=text_heads or _heads(width, HEAD_WIDTH),
             max_position_embeddings=state["positional_embedding"].shape[0],
             projection_dim=projection_dim,
             hidden_act=activation,

@@ -81,7 +81,7 @@ def read_checkpoint(source: str, activation: str | None = None, allow_unsafe: bo
     check_family(weights)
     if any(name.startswith("vision_model.") for name in weights):
         weights = to_openai(weights)
-    checkpoint = checkpoint_of(weights, activation or said.activation, str(path), said.head_width)
+    checkpoint = checkpoint_of(weights, activation or said.activation, str(path), said.head_width, said.text_heads)
     return replace(checkpoint, images=said.images)
 
 
@@ -90,13 +90,14 @@ def checkpoint_of(
     activation: str = DEFAULT_ACTIVATION,
     source: str = "the state dict",
     head_width: int | None = None,
+    text_heads: int | None = None,
 ) -> Checkpoint:
-    """A state dict in OpenAI's layout as a checkpoint; `head_width` as of `architecture.config_of`.
+    """A state dict in OpenAI's layout as a checkpoint; `head_width` and `text_heads` as of `architecture.config_of`.
 
     Raises:
         InputError: if it is no CLIP, or weights are missing, left over or not finite.
     """
-    config = config_of(weights, activation, head_width)
+    config = config_of(weights, activation, head_width, text_heads)
     return Checkpoint(_checked(weights, config, source), config)
 
 
@@ -195,6 +196,7 @@ class OpenClipSettings:
 
     activation: str = DEFAULT_ACTIVATION
     head_width: int | None = None
+    text_heads: int | None = None
     images: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -205,6 +207,7 @@ def _open_clip_settings(file: Path) -> OpenClipSettings:
         return OpenClipSettings(
             "quick_gelu" if model.get("quick_gelu") else "gelu",
             model.get("vision_cfg", {}).get("head_width"),
+            model.get("text_cfg", {}).get("heads"),
             _image_settings(images, file),
         )
     except InputError:

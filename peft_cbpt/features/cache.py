@@ -13,14 +13,6 @@ from typing import Any
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.features.store import FeatureStore
 
-CACHE_VARIABLE = "PEFT_CBPT_CACHE"
-
-
-def default_cache_dir() -> Path:
-    """`PEFT_CBPT_CACHE`, else ~/.cache/peft_cbpt (below `XDG_CACHE_HOME` where that is set)."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get(CACHE_VARIABLE) or f"{home}/peft_cbpt").expanduser()
-
 
 def fingerprint(key: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON-serialisable description."""

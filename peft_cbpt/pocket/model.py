@@ -7,6 +7,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBa
 
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip, wrap_clip
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.convert.opening import transformers_folder
 from peft_cbpt.pocket.atlas import ASSETS
 
 SHIPPED_MODELS = {
@@ -30,14 +31,16 @@ def open_clip(
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: CLIPImageProcessorPil | None = None,
 ) -> LoadedCLIP:
-    """A CLIP by name (a folder, a Hub id or `pocket:NAME`), or one that is loaded already; see `clip.loading`.
+    """A CLIP by name (a folder, a file, a Hub id or `pocket:NAME`), or one that is loaded already; see `clip.loading`.
 
     Raises:
         InputError: if there is none.
     """
     if isinstance(model, LoadedCLIP):
         return model
-    return load_clip(resolve_model(model)) if isinstance(model, str) else wrap_clip(model, tokenizer, image_processor)
+    if isinstance(model, str):
+        return load_clip(transformers_folder(resolve_model(model)))
+    return wrap_clip(model, tokenizer, image_processor)
 
 
 def save_clip_folder(

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from peft_cbpt.clip.pixels import EncodeImage, PixelNormalizer, image_encoder, in_batches, prefer_channels_last
+from peft_cbpt.common.cache_dir import default_cache_dir
 from peft_cbpt.features.bank import FeatureBank, build_feature_bank
-from peft_cbpt.features.cache import FeatureCache, default_cache_dir
+from peft_cbpt.features.cache import FeatureCache
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.memory import image_batch_size
 from peft_cbpt.training.samples import Samples, load_pixels

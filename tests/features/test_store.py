@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from peft_cbpt.common.cache_dir import default_cache_dir
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.features import store as module
-from peft_cbpt.features.cache import FeatureCache, default_cache_dir
+from peft_cbpt.features.cache import FeatureCache
 from peft_cbpt.features.store import FeatureStore, fill
 
 KEYS, FEATURES = torch.tensor([[0, 5], [1, 6]]), torch.tensor([[1.0, 2], [3, 4]])
