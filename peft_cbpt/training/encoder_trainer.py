@@ -62,8 +62,8 @@ class EncoderPurifier(Trainer):
 
     With f the frozen encoder and f' the purified one, each step asks that
 
-        cos(f'(c(v)), f(c(v))) be 1 for clean images v as they are and changed (`views`), and that
-        f'(T(v)) have the neighbours that f(v) has (`encoder_losses.strayed`),
+        f'(v) be f(v) for clean images v, as they are and changed (`views`), and that
+        f'(T(v)) be f(v), and have the neighbours that f(v) has (`encoder_losses.strayed`),
 
     for triggers T of all kinds of `trigger_pool.FAMILIES` that collapse the images of f', as it is, onto each other.
     Neither labels, class names nor a target are used. The text tower is not touched.
@@ -148,9 +148,14 @@ class EncoderPurifier(Trainer):
     def _find(self, pool: TriggerPool, number: int) -> None:
         """A new trigger against the encoder as it is; the same in all processes, which all call."""
         generator = keyed_generator("search", self.args.seed, number)
-        found = pool.add(self._encode, self._search_pixels(number), self.args.search_steps, generator)
+        place = pool.add(self._encode, self._search_pixels(number), self.args.search_steps, generator)
+        self._share(pool, place)
+
+    @staticmethod
+    def _share(pool: TriggerPool, place: int) -> None:
+        """Give every process the first one's mark; sizes are measured on a process's own images."""
         if num_processes() > 1:
-            place = next(index for index, one in enumerate(pool.triggers) if one is found)
+            found = pool.triggers[place]
             pool.triggers[place] = FoundTrigger(found.kind, broadcast(found.mark))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -167,6 +172,7 @@ class EncoderPurifier(Trainer):
                 gradient = reduce(gradient, "mean") if num_processes() > 1 else gradient
                 with torch.no_grad():
                     self.pool.sharpen(number, mark.detach(), gradient, pixels, SHARPENED_PART)
+                    self._share(self.pool, number)
         self._marks = []
         return loss
 
@@ -196,13 +202,12 @@ class EncoderPurifier(Trainer):
         with torch.no_grad(), self._original():
             held = self.encode(changed)
         unwrapped: Any = self.accelerator.unwrap_model(model)
-        features = call_through(model, unwrapped, self.encode, torch.cat([changed, self._triggered(pixels)]))
+        features = call_through(model, unwrapped, self.encode, torch.cat([changed, self._triggered(changed)]))
         steady, triggered = features.split(len(pixels))
         bank = torch.randperm(len(self.clean), generator=generator)[:BANK_PART]
-        originals = self.clean[rows.to(self.clean.device)]
         own = (rows[:, None] == bank).to(features.device)
-        hold, pull = moved(steady, held), moved(triggered, originals)
-        stray = strayed(triggered, originals, self.clean[bank.to(self.clean.device)], own, NEIGHBOUR_SCALE)
+        hold, pull = moved(steady, held), moved(triggered, held)
+        stray = strayed(triggered, held, self.clean[bank.to(self.clean.device)], own, NEIGHBOUR_SCALE)
         self.epoch_log.add(len(rows), loss_hold=hold.detach(), loss_pull=pull.detach(), loss_stray=stray.detach())
         loss = self.args.hold_weight * hold + PULL_WEIGHT * pull + STRAY_WEIGHT * stray
         return (loss, {"features": features}) if return_outputs else loss

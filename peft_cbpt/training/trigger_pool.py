@@ -51,7 +51,7 @@ def ladder(
 
     A size makes sense while the encoder still tells images apart that have the same *random* mark of it: at least
     half of them are nearest to what they were themselves, under the best of three marks. Beyond, the images are
-    hidden, and an encoder that gave their features all the same would have to guess.
+    hidden, and an encoder that gave their features all the same would have to guess. The smallest size always does.
 
     Args:
         encode_image: The encoder as it was given.
@@ -73,7 +73,7 @@ def ladder(
     for family in families:
         for size in RUNGS:
             kinds = FAMILIES[family](size)
-            if max(told_apart(kinds[number % len(kinds)]) for number in range(3)) < 0.5:
+            if size > RUNGS[0] and max(told_apart(kinds[number % len(kinds)]) for number in range(3)) < 0.5:
                 break
             rungs.append(list(kinds))
     return rungs
@@ -93,18 +93,17 @@ class TriggerPool:
     capacity: int
     triggers: list[FoundTrigger] = field(default_factory=list)
 
-    def add(
-        self, encode_image: EncodeImage, pixels: Tensor, steps: int, generator: np.random.Generator
-    ) -> FoundTrigger:
-        """Find a trigger of a random rung that collapses images, against the encoder as it is, and keep it."""
+    def add(self, encode_image: EncodeImage, pixels: Tensor, steps: int, generator: np.random.Generator) -> int:
+        """Find a trigger of a random rung that collapses images of the encoder as it is; its place in the pool."""
         rung = self.rungs[generator.integers(len(self.rungs))]
         kind = rung[generator.integers(len(rung))]
         found = find_trigger(encode_image, pixels, collapse, kind, generator, steps)
         if len(self.triggers) < self.capacity:
             self.triggers.append(found)
-        else:
-            self.triggers[generator.integers(self.capacity)] = found
-        return found
+            return len(self.triggers) - 1
+        place = int(generator.integers(self.capacity))
+        self.triggers[place] = found
+        return place
 
     def sharpen(self, number: int, mark: Tensor, gradient: Tensor, pixels: Tensor, part: float) -> None:
         """Move a trigger up a gradient that training has computed anyway, `part` of a search's first step."""

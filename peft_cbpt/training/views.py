@@ -59,6 +59,18 @@ def filtered(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return (pixels + amount.to(pixels) * (pixels - blurred)).clamp(0, 1)
 
 
+def traced(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Drawn: the outlines of what is grey in the image, dark on light or light on dark."""
+    grey = pixels.mean(1, keepdim=True)
+    down = F.pad(grey.diff(dim=2), (0, 0, 0, 1))
+    across = F.pad(grey.diff(dim=3), (0, 1))
+    lines = (
+        torch.hypot(down, across) * (4 + 4 * torch.rand(len(pixels), 1, 1, 1, generator=generator)).to(pixels)
+    ).clamp(0, 1)
+    inverted = _some(len(pixels), 0.75, generator).to(pixels.device)
+    return torch.where(inverted, 1 - lines, lines).expand_as(pixels)
+
+
 def clouded(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """With coloured noise, of any coarseness, added."""
     count, _, height, width = pixels.shape
@@ -72,6 +84,7 @@ CHANGES: tuple[tuple[Callable[[Tensor, torch.Generator], Tensor], float], ...] =
     (moved, 0.6),
     (recoloured, 0.5),
     (filtered, 0.4),
+    (traced, 0.15),
     (clouded, 0.3),
 )
 """What is done to images, in this order, and to what part of them."""
