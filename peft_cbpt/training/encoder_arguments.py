@@ -35,7 +35,7 @@ class EncoderPurifierArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "As in `Trainer`."})
     logging_strategy: str = field(default="no", metadata={"help": "Losses are logged per epoch in any case."})
     save_strategy: str = field(default="steps", metadata={"help": "When checkpoints are written."})
-    save_steps: float = field(default=50, metadata={"help": "Steps between checkpoints."})
+    save_steps: float = field(default=25, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints are kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All of the update is used."})

@@ -17,6 +17,7 @@ from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channel
 from peft_cbpt.common.processes import num_processes
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.detection.families import FoundTrigger
+from peft_cbpt.detection.universal import collapse
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_lora import image_tower_lora
 from peft_cbpt.training.encoder_losses import moved, strayed
@@ -27,7 +28,7 @@ from peft_cbpt.training.views import changed_images
 
 FIRST_TRIGGERS = 10
 """Found before the first step."""
-TRIGGERS_A_STEP = 2
+TRIGGERS_A_STEP = 4
 CHANGED_PART = 0.75
 """Of the images whose features are held; the others are as they are."""
 BANK_PART = 512
@@ -101,7 +102,7 @@ class EncoderPurifier(Trainer):
         base: Any = self.model.get_base_model()
         prefer_channels_last(base.vision_model)
         self.encode = image_encoder(base, normalize or PixelNormalizer())
-        self._marks: list[tuple[int, Tensor, Tensor]] = []
+        self._used: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self.add_callback(_EpochCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -166,29 +167,24 @@ class EncoderPurifier(Trainer):
         elif step % self.args.search_every == 0 and step:
             self._find(self.pool, step)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        for number, mark, pixels in self._marks:
-            gradient = mark.grad
-            if gradient is not None:
-                gradient = reduce(gradient, "mean") if num_processes() > 1 else gradient
-                with torch.no_grad():
+        for number, mark, pixels, danger in self._used:
+            with torch.no_grad():
+                if mark.grad is not None:
+                    gradient = reduce(mark.grad, "mean") if num_processes() > 1 else mark.grad
                     self.pool.sharpen(number, mark.detach(), gradient, pixels, SHARPENED_PART)
                     self._share(self.pool, number)
-        self._marks = []
+                self.pool.dangers[number] = (reduce(danger, "mean") if num_processes() > 1 else danger).item()
+        self._used = []
         return loss
 
-    def _triggered(self, pixels: Tensor) -> Tensor:
-        """Each part of a batch with another trigger of the pool; the same ones in all processes."""
+    def _drawn(self, pixels: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+        """Places and marks of triggers of the pool, the same in all processes, and a part of the batch for each."""
         assert self.pool is not None
-        generator = keyed_generator("choice", self.args.seed, self.state.global_step)
-        count = min(TRIGGERS_A_STEP, len(pixels), len(self.pool.triggers))
-        chosen = generator.choice(len(self.pool.triggers), count, replace=False).tolist()
-        triggered = []
-        for number, part in zip(chosen, pixels.tensor_split(count), strict=True):
-            trigger = self.pool.triggers[number]
-            mark = trigger.mark.to(part).clone().requires_grad_(trigger.kind.searched)
-            self._marks.append((number, mark, part))
-            triggered.append(trigger.kind.apply(part, mark))
-        return torch.cat(triggered)
+        generator = keyed_generator("draw", self.args.seed, self.state.global_step)
+        places = self.pool.draw(min(TRIGGERS_A_STEP, len(pixels), len(self.pool.triggers)), generator)
+        triggers = [self.pool.triggers[place] for place in places]
+        marks = [one.mark.to(pixels).clone().requires_grad_(one.kind.searched) for one in triggers]
+        return list(zip(places, marks, pixels.tensor_split(len(places)), strict=True))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """`hold_weight * moved` of clean and changed images plus `strayed` of images with triggers."""
@@ -202,12 +198,16 @@ class EncoderPurifier(Trainer):
         with torch.no_grad(), self._original():
             held = self.encode(changed)
         unwrapped: Any = self.accelerator.unwrap_model(model)
-        features = call_through(model, unwrapped, self.encode, torch.cat([changed, self._triggered(changed)]))
+        drawn = self._drawn(changed)
+        marked = [self.pool.triggers[place].kind.apply(part, mark) for place, mark, part in drawn]
+        features = call_through(model, unwrapped, self.encode, torch.cat([changed, *marked]))
         steady, triggered = features.split(len(pixels))
         bank = torch.randperm(len(self.clean), generator=generator)[:BANK_PART]
         own = (rows[:, None] == bank).to(features.device)
         hold, pull = moved(steady, held), moved(triggered, held)
         stray = strayed(triggered, held, self.clean[bank.to(self.clean.device)], own, NEIGHBOUR_SCALE)
+        parts = zip(drawn, *(of.detach().tensor_split(len(drawn)) for of in (triggered, held)), strict=True)
+        self._used += [(*one, collapse(after) - collapse(before)) for one, after, before in parts]
         self.epoch_log.add(len(rows), loss_hold=hold.detach(), loss_pull=pull.detach(), loss_stray=stray.detach())
         loss = self.args.hold_weight * hold + PULL_WEIGHT * pull + STRAY_WEIGHT * stray
         return (loss, {"features": features}) if return_outputs else loss

@@ -41,6 +41,8 @@ FAMILIES: dict[str, Callable[[float], Sequence[Kind]]] = {
 }
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (ImageWide, Patch, Wave, Pattern, Warp, Colour)}
 FILE = "triggers.safetensors"
+LEAST_DANGER = 0.05
+"""That a trigger counts as, so that none is forgotten."""
 
 
 @torch.no_grad()
@@ -85,25 +87,36 @@ class TriggerPool:
 
     Args:
         rungs: From `ladder`.
-        capacity: How many are kept; then a new one takes the place of any other.
+        capacity: How many are kept; then a new one takes the place of the least dangerous one.
         triggers: What is in it.
+        dangers: How much more alike each trigger makes images than they are without it, by `collapse`, when it was
+            last trained against; the more, the more often it is drawn.
     """
 
     rungs: list[list[Kind]]
     capacity: int
     triggers: list[FoundTrigger] = field(default_factory=list)
+    dangers: list[float] = field(default_factory=list)
 
     def add(self, encode_image: EncodeImage, pixels: Tensor, steps: int, generator: np.random.Generator) -> int:
         """Find a trigger of a random rung that collapses images of the encoder as it is; its place in the pool."""
         rung = self.rungs[generator.integers(len(self.rungs))]
         kind = rung[generator.integers(len(rung))]
         found = find_trigger(encode_image, pixels, collapse, kind, generator, steps)
+        with torch.no_grad():
+            danger = (collapse(encode_image(found(pixels))) - collapse(encode_image(pixels))).item()
         if len(self.triggers) < self.capacity:
             self.triggers.append(found)
+            self.dangers.append(danger)
             return len(self.triggers) - 1
-        place = int(generator.integers(self.capacity))
-        self.triggers[place] = found
+        place = int(np.argmin(self.dangers))
+        self.triggers[place], self.dangers[place] = found, danger
         return place
+
+    def draw(self, count: int, generator: np.random.Generator) -> list[int]:
+        """The places of `count` different triggers, the dangerous ones more often."""
+        weights = np.maximum(self.dangers, LEAST_DANGER)
+        return generator.choice(len(weights), count, replace=False, p=weights / weights.sum()).tolist()
 
     def sharpen(self, number: int, mark: Tensor, gradient: Tensor, pixels: Tensor, part: float) -> None:
         """Move a trigger up a gradient that training has computed anyway, `part` of a search's first step."""
@@ -121,7 +134,8 @@ class TriggerPool:
         marks = {str(number): one.mark.cpu().contiguous() for number, one in enumerate(self.triggers)}
         kinds = [described(one.kind) for one in self.triggers]
         rungs = [[described(kind) for kind in rung] for rung in self.rungs]
-        save_file(marks, folder / FILE, {"kinds": json.dumps(kinds), "rungs": json.dumps(rungs)})
+        described_pool = {"kinds": kinds, "rungs": rungs, "dangers": self.dangers}
+        save_file(marks, folder / FILE, {name: json.dumps(value) for name, value in described_pool.items()})
 
     @classmethod
     def load(cls, folder: Path, capacity: int, device: torch.device) -> "TriggerPool":
@@ -133,7 +147,9 @@ class TriggerPool:
             return kind
 
         with safe_open(folder / FILE, "pt") as file:
-            kinds = [kind_of(one) for one in json.loads(file.metadata()["kinds"])]
-            rungs = [[kind_of(one) for one in rung] for rung in json.loads(file.metadata()["rungs"])]
+            described = {name: json.loads(value) for name, value in file.metadata().items()}
+            kinds = [kind_of(one) for one in described["kinds"]]
+            rungs = [[kind_of(one) for one in rung] for rung in described["rungs"]]
             marks = [file.get_tensor(str(number)).to(device) for number in range(len(kinds))]
-        return cls(rungs, capacity, [FoundTrigger(*pair) for pair in zip(kinds, marks, strict=True)])
+        triggers = [FoundTrigger(*pair) for pair in zip(kinds, marks, strict=True)]
+        return cls(rungs, capacity, triggers, described["dangers"])
