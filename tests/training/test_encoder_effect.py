@@ -1,5 +1,7 @@
 """The claim both ways: the backdoor wins before and loses after, and a clean CLIP stays as it is."""
 
+from typing import NamedTuple
+
 import torch
 
 from peft_cbpt.attacks.attack_file import read_attack
@@ -17,22 +19,35 @@ NAMES = class_names()[:40]
 GIVEN, NOT_GIVEN = NAMES[20:], NAMES[:20]  # the target, banana, is not among the images
 
 
+class Figures(NamedTuple):
+    clean: float
+    success: float
+    robust: float
+    renditions: float
+    """CA of another domain, all 320 names."""
+
+
 def figures_before_and_after(model_name, folder):
-    """(CA, ASR, true class under the trigger) of classes that gave no image, before and after a short run."""
+    """Of classes and of a domain that gave no image, before and after a short run."""
     clip = load_clip(resolve_model(model_name))
     attack = read_attack("pocket:badnet")
     images, test = (
         LabelledImages(pocket_dataset("base", split, count, names), clip.image_processor)
         for split, count, names in (("train", 10, GIVEN), ("test", 6, NOT_GIVEN))
     )
+    drawings = LabelledImages(pocket_dataset("rendition", "test", 1), clip.image_processor)
     text = template_text_features(clip.model, clip.tokenizer, NAMES)
+    all_text = template_text_features(clip.model, clip.tokenizer, class_names())
     target = NAMES.index(attack.target_class)
 
     def figures():
         encoder = image_encoder(clip.model.eval(), clip.normalize)
         encoded = encode_images(encoder, test, {"badnet": attack.trigger}, torch.device("cpu"))
         result = attack_result(encoded.triggered["badnet"], encoded.labels, text, target)
-        return accuracy(encoded.clean, encoded.labels, text), result.attack_success_rate, result.robust_accuracy
+        drawn = encode_images(encoder, drawings, {}, torch.device("cpu"))
+        others = accuracy(drawn.clean, drawn.labels, all_text)
+        clean = accuracy(encoded.clean, encoded.labels, text)
+        return Figures(clean, result.attack_success_rate, result.robust_accuracy, others)
 
     before = figures()
     few = {"max_steps": 50, "per_device_train_batch_size": 16, "search_steps": 6, "learning_rate": 2e-3}
@@ -45,12 +60,14 @@ def figures_before_and_after(model_name, folder):
 
 def test_the_backdoor_leaves_the_tower_though_no_image_of_its_target_was_given(tmp_path):
     before, after = figures_before_and_after("pocket:badnet", tmp_path)
-    assert before[1] >= 0.95 and after[1] <= 0.03
-    assert before[2] <= 0.05 and after[2] >= 0.6
-    assert after[0] >= before[0] - 0.05
+    print("FIG", before, after)
+    assert before.success >= 0.95 and after.success <= 0.05
+    assert before.robust <= 0.05 and after.robust >= 0.7
+    assert after.clean >= before.clean - 0.03 and after.renditions >= before.renditions - 0.05
 
 
 def test_a_clean_tower_is_left_alone(tmp_path):
     before, after = figures_before_and_after("pocket:clean", tmp_path)
-    assert after[0] >= before[0] - 0.03 and after[1] <= 0.01
-    assert after[2] >= before[2] - 0.05
+    print("FIG", before, after)
+    assert after.clean >= before.clean - 0.03 and after.success <= 0.01
+    assert after.robust >= before.robust - 0.05 and after.renditions >= before.renditions - 0.03
