@@ -204,12 +204,17 @@ class EncoderPurifier(Trainer):
         steady, triggered = features.split(len(pixels))
         bank = torch.randperm(len(self.clean), generator=generator)[:BANK_PART]
         own = (rows[:, None] == bank).to(features.device)
-        hold, pull = moved(steady, held), moved(triggered, held)
-        stray = strayed(triggered, held, self.clean[bank.to(self.clean.device)], own, NEIGHBOUR_SCALE)
-        parts = zip(drawn, *(of.detach().tensor_split(len(drawn)) for of in (triggered, held)), strict=True)
-        self._used += [(*one, collapse(after) - collapse(before)) for one, after, before in parts]
-        self.epoch_log.add(len(rows), loss_hold=hold.detach(), loss_pull=pull.detach(), loss_stray=stray.detach())
-        loss = self.args.hold_weight * hold + PULL_WEIGHT * pull + STRAY_WEIGHT * stray
+        hold = moved(steady, held)
+        neighbours = self.clean[bank.to(self.clean.device)]
+        pulls, parts = [], zip(*(of.tensor_split(len(drawn)) for of in (triggered, held, own)), strict=True)
+        for one, (after, before, itself) in zip(drawn, parts, strict=True):
+            danger = collapse(after.detach()) - collapse(before)
+            self._used.append((*one, danger))
+            pull, stray = moved(after, before), strayed(after, before, neighbours, itself, NEIGHBOUR_SCALE)
+            pulls.append(danger.clamp(min=0) * (PULL_WEIGHT * pull + STRAY_WEIGHT * stray))
+            self.epoch_log.add(len(after), loss_pull=pull.detach(), loss_stray=stray.detach(), danger=danger)
+        self.epoch_log.add(len(rows), loss_hold=hold.detach())
+        loss = self.args.hold_weight * hold + torch.stack(pulls).mean()
         return (loss, {"features": features}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -59,6 +59,13 @@ def filtered(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return (pixels + amount.to(pixels) * (pixels - blurred)).clamp(0, 1)
 
 
+def flattened(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Painted in a few flat tones, in coloured light."""
+    light = 0.5 + torch.rand(len(pixels), 3, 1, 1, generator=generator)
+    tones = torch.randint(3, 9, (len(pixels), 1, 1, 1), generator=generator).to(pixels)
+    return ((pixels * light.to(pixels)).clamp(0, 1) * tones).round() / tones
+
+
 def traced(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Drawn: the outlines of what is grey in the image, dark on light or light on dark."""
     grey = pixels.mean(1, keepdim=True)
@@ -84,6 +91,7 @@ CHANGES: tuple[tuple[Callable[[Tensor, torch.Generator], Tensor], float], ...] =
     (moved, 0.6),
     (recoloured, 0.5),
     (filtered, 0.4),
+    (flattened, 0.2),
     (traced, 0.15),
     (clouded, 0.3),
 )

@@ -50,7 +50,7 @@ def figures_before_and_after(model_name, folder):
         return Figures(clean, result.attack_success_rate, result.robust_accuracy, others)
 
     before = figures()
-    few = {"max_steps": 50, "per_device_train_batch_size": 16, "search_steps": 6, "learning_rate": 2e-3}
+    few = {"max_steps": 50, "per_device_train_batch_size": 16, "search_steps": 6, "learning_rate": 2e-3, "hold_weight": 5.0}
     arguments = EncoderPurifierArguments(
         output_dir=str(folder), disable_tqdm=True, report_to="none", save_strategy="no", **few
     )
