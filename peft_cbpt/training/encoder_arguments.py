@@ -19,7 +19,7 @@ class EncoderPurifierArguments(TrainingArguments):
         default_factory=lambda: list(FAMILIES),
         metadata={"help": "Kinds of universal triggers to look for.", "choices": list(FAMILIES)},
     )
-    hold_weight: float = field(default=1.0, metadata={"help": "Weight of clean and changed images' features."})
+    hold_weight: float = field(default=5.0, metadata={"help": "Weight of clean and changed images' features."})
     search_images: int = field(default=16, metadata={"help": "Images that a trigger is looked for on."})
     search_steps: int = field(default=10, metadata={"help": "Steps of ascent of a new trigger."})
     search_every: int = field(default=5, metadata={"help": "Steps of training between two new triggers."})
@@ -27,7 +27,7 @@ class EncoderPurifierArguments(TrainingArguments):
 
     # other defaults than those of `TrainingArguments`
     max_steps: int = field(default=150, metadata={"help": "Steps of training, however many images there are."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of AdamW, cosine."})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "Learning rate of AdamW, cosine."})
     warmup_steps: float = field(default=10, metadata={"help": "First steps, in which the learning rate rises."})
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of AdamW."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and process."})

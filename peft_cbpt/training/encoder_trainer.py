@@ -23,18 +23,17 @@ from peft_cbpt.training.encoder_lora import image_tower_lora
 from peft_cbpt.training.encoder_losses import moved, strayed
 from peft_cbpt.training.epoch_log import EpochLog
 from peft_cbpt.training.forward_redirection import call_through
-from peft_cbpt.training.trigger_pool import TriggerPool, ladder
+from peft_cbpt.training.trigger_pool import TriggerPool
 from peft_cbpt.training.views import changed_images
 
-FIRST_TRIGGERS = 10
-"""Found before the first step."""
 TRIGGERS_A_STEP = 4
 CHANGED_PART = 0.75
 """Of the images whose features are held; the others are as they are."""
 BANK_PART = 512
 """Clean images, at most, that neighbours are looked for among."""
 NEIGHBOUR_SCALE = 20.0
-PULL_WEIGHT, STRAY_WEIGHT = 0.1, 0.3
+PULL_WEIGHT, STRAY_WEIGHT = 0.3, 0.1
+"""Of `moved` and `strayed` under a trigger, by its danger."""
 SHARPENED_PART = 0.6
 """Length of the steps by which triggers keep up with the encoder, of a search's first."""
 
@@ -64,7 +63,7 @@ class EncoderPurifier(Trainer):
     With f the frozen encoder and f' the purified one, each step asks that
 
         f'(v) be f(v) for clean images v, as they are and changed (`views`), and that
-        f'(T(v)) be f(v), and have the neighbours that f(v) has (`encoder_losses.strayed`),
+        f'(T(v)) be f(v), and have the neighbours that f(v) has (`encoder_losses.strayed`), by the danger of T,
 
     for triggers T of all kinds of `trigger_pool.FAMILIES` that collapse the images of f', as it is, onto each other.
     Neither labels, class names nor a target are used. The text tower is not touched.
@@ -78,7 +77,8 @@ class EncoderPurifier(Trainer):
             given.
         **kwargs: As for `transformers.Trainer`.
 
-    Every epoch logs the mean of `loss_hold`, `loss_pull` (`1 - cos` of images with a trigger) and `loss_stray`.
+    Every epoch logs the mean of `loss_hold`, `loss_pull` (`1 - cos` of images with a trigger), `loss_stray` and
+    `danger` (see `trigger_pool.TriggerPool`).
     """
 
     args: EncoderPurifierArguments
@@ -137,19 +137,20 @@ class EncoderPurifier(Trainer):
         return self._pixels(order[: self.args.search_images].tolist())
 
     def _first_pool(self) -> TriggerPool:
-        generator = keyed_generator("ladder", self.args.seed)
-        with self._original():
-            rungs = ladder(self._encode, self._search_pixels(-1), self.args.kinds, generator)
-        pool = TriggerPool(rungs, self.args.pool_size)
-        numbers = range(min(FIRST_TRIGGERS, self.args.pool_size))
-        for number in tqdm(numbers, desc="first universal triggers", leave=False, disable=self.args.disable_tqdm):
-            self._find(pool, -2 - number)
+        pool = TriggerPool(list(self.args.kinds), self.args.pool_size)
+        steps, off = self.args.search_steps, self.args.disable_tqdm
+        for number, family in enumerate(tqdm(pool.families, desc="universal triggers", leave=False, disable=off)):
+            generator = keyed_generator("climb", self.args.seed, family)
+            pool.climb(self._encode, self._search_pixels(-1 - number), family, steps, generator)
+        for place in range(len(pool.triggers)):
+            self._share(pool, place)
         return pool
 
     def _find(self, pool: TriggerPool, number: int) -> None:
         """A new trigger against the encoder as it is; the same in all processes, which all call."""
         generator = keyed_generator("search", self.args.seed, number)
-        place = pool.add(self._encode, self._search_pixels(number), self.args.search_steps, generator)
+        family = pool.families[generator.integers(len(pool.families))]
+        place = pool.add(self._encode, self._search_pixels(number), family, self.args.search_steps, generator)
         self._share(pool, place)
 
     @staticmethod
@@ -187,7 +188,7 @@ class EncoderPurifier(Trainer):
         return list(zip(places, marks, pixels.tensor_split(len(places)), strict=True))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
-        """`hold_weight * moved` of clean and changed images plus `strayed` of images with triggers."""
+        """What is held of clean and changed images, and what is asked of the same with triggers."""
         model.eval()  # the frozen tower computes as it is used
         rows, pixels = inputs["rows"].cpu(), inputs["pixel_values"]
         key = ("views", self.args.seed, self.state.global_step, self.args.process_index, *rows.tolist())
@@ -229,7 +230,9 @@ class EncoderPurifier(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.pool = TriggerPool.load(Path(resume_from_checkpoint), self.args.pool_size, self.args.device)
+        self.pool = TriggerPool.load(
+            Path(resume_from_checkpoint), list(self.args.kinds), self.args.pool_size, self.args.device
+        )
 
 
 class _EpochCallback(TrainerCallback):

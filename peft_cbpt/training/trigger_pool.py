@@ -41,70 +41,57 @@ FAMILIES: dict[str, Callable[[float], Sequence[Kind]]] = {
 }
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (ImageWide, Patch, Wave, Pattern, Warp, Colour)}
 FILE = "triggers.safetensors"
+COLLAPSED = 0.5
+"""A danger; 0 is that of no trigger, and 1 would be all images in one point."""
 LEAST_DANGER = 0.05
 """That a trigger counts as, so that none is forgotten."""
-
-
-@torch.no_grad()
-def ladder(
-    encode_image: EncodeImage, pixels: Tensor, families: Sequence[str], generator: np.random.Generator
-) -> list[list[Kind]]:
-    """The kinds to look for triggers among, each family from the smallest size to the largest that makes sense.
-
-    A size makes sense while the encoder still tells images apart that have the same *random* mark of it: at least
-    half of them are nearest to what they were themselves, under the best of three marks. Beyond, the images are
-    hidden, and an encoder that gave their features all the same would have to guess. The smallest size always does.
-
-    Args:
-        encode_image: The encoder as it was given.
-        pixels: Clean images (B, 3, H, W) in [0, 1].
-        families: Names of `FAMILIES`.
-        generator: Draws the marks.
-
-    Returns:
-        Rungs of all families; a rung is the kinds of one size.
-    """
-    clean, itself = encode_image(pixels), torch.arange(len(pixels), device=pixels.device)
-    side = (pixels.shape[-2], pixels.shape[-1])
-
-    def told_apart(kind: Kind) -> float:
-        mark = kind.at_full_size(kind.draw(side, generator).to(pixels), pixels)
-        return ((encode_image(kind.apply(pixels, mark)) @ clean.T).argmax(1) == itself).float().mean().item()
-
-    rungs: list[list[Kind]] = []
-    for family in families:
-        for size in RUNGS:
-            kinds = FAMILIES[family](size)
-            if size > RUNGS[0] and max(told_apart(kinds[number % len(kinds)]) for number in range(3)) < 0.5:
-                break
-            rungs.append(list(kinds))
-    return rungs
 
 
 @dataclass
 class TriggerPool:
     """The triggers that are trained against.
 
+    Sizes are not chosen for an attack: each family goes up from the smallest. It stops where a trigger that was looked
+    for brings the encoder's images half of the way together (`COLLAPSED`), as a backdoor's does at a small size and
+    any encoder's at a large one: larger ones would only cost clean features. As training takes such a trigger's power,
+    the family goes up again; but never to a size at which even random marks hide the images (`told_apart`).
+
     Args:
-        rungs: From `ladder`.
+        families: Names of `FAMILIES`.
         capacity: How many are kept; then a new one takes the place of the least dangerous one.
+        rungs: How many of `RUNGS` each family has gone up.
         triggers: What is in it.
         dangers: How much more alike each trigger makes images than they are without it, by `collapse`, when it was
             last trained against; the more, the more often it is drawn.
     """
 
-    rungs: list[list[Kind]]
+    families: list[str]
     capacity: int
+    rungs: dict[str, int] = field(default_factory=dict)
     triggers: list[FoundTrigger] = field(default_factory=list)
     dangers: list[float] = field(default_factory=list)
 
-    def add(self, encode_image: EncodeImage, pixels: Tensor, steps: int, generator: np.random.Generator) -> int:
-        """Find a trigger of a random rung that collapses images of the encoder as it is; its place in the pool."""
-        rung = self.rungs[generator.integers(len(self.rungs))]
-        kind = rung[generator.integers(len(rung))]
+    def climb(
+        self, encode_image: EncodeImage, pixels: Tensor, family: str, steps: int, generator: np.random.Generator
+    ) -> None:
+        """Take a family up from the smallest size, keeping the triggers found."""
+        self.rungs[family] = 0
+        before = -1
+        while self.rungs[family] > before:
+            before = self.rungs[family]
+            self.add(encode_image, pixels, family, steps, generator)
+
+    def add(
+        self, encode_image: EncodeImage, pixels: Tensor, family: str, steps: int, generator: np.random.Generator
+    ) -> int:
+        """Find a trigger of the largest size so far that collapses the encoder's images; its place in the pool."""
+        kind = _kind(family, self.rungs[family], generator)
         found = find_trigger(encode_image, pixels, collapse, kind, generator, steps)
         with torch.no_grad():
             danger = (collapse(encode_image(found(pixels))) - collapse(encode_image(pixels))).item()
+        if danger < COLLAPSED and self.rungs[family] + 1 < len(RUNGS):
+            larger = _kind(family, self.rungs[family] + 1, generator)
+            self.rungs[family] += told_apart(encode_image, pixels, larger, generator) >= 0.5
         if len(self.triggers) < self.capacity:
             self.triggers.append(found)
             self.dangers.append(danger)
@@ -126,19 +113,18 @@ class TriggerPool:
         self.triggers[number] = FoundTrigger(kind, kind.within(mark + step, pixels))
 
     def save(self, folder: Path) -> None:
-        """Write rungs and triggers into a checkpoint's folder."""
+        """Write it into a checkpoint's folder."""
 
         def described(kind: Kind) -> dict[str, Any]:
             return {"kind": type(kind).__name__, **asdict(kind)}  # type: ignore[call-overload]
 
         marks = {str(number): one.mark.cpu().contiguous() for number, one in enumerate(self.triggers)}
         kinds = [described(one.kind) for one in self.triggers]
-        rungs = [[described(kind) for kind in rung] for rung in self.rungs]
-        described_pool = {"kinds": kinds, "rungs": rungs, "dangers": self.dangers}
+        described_pool = {"kinds": kinds, "rungs": self.rungs, "dangers": self.dangers}
         save_file(marks, folder / FILE, {name: json.dumps(value) for name, value in described_pool.items()})
 
     @classmethod
-    def load(cls, folder: Path, capacity: int, device: torch.device) -> "TriggerPool":
+    def load(cls, folder: Path, families: list[str], capacity: int, device: torch.device) -> "TriggerPool":
         """What `save` wrote."""
 
         def kind_of(described: dict[str, Any]) -> Kind:
@@ -149,7 +135,20 @@ class TriggerPool:
         with safe_open(folder / FILE, "pt") as file:
             described = {name: json.loads(value) for name, value in file.metadata().items()}
             kinds = [kind_of(one) for one in described["kinds"]]
-            rungs = [[kind_of(one) for one in rung] for rung in described["rungs"]]
             marks = [file.get_tensor(str(number)).to(device) for number in range(len(kinds))]
         triggers = [FoundTrigger(*pair) for pair in zip(kinds, marks, strict=True)]
-        return cls(rungs, capacity, triggers, described["dangers"])
+        return cls(families, capacity, described["rungs"], triggers, described["dangers"])
+
+
+@torch.no_grad()
+def told_apart(encode_image: EncodeImage, pixels: Tensor, kind: Kind, generator: np.random.Generator) -> float:
+    """Part of the images that, under a random mark of a kind, are nearest to what they are without it."""
+    side = (pixels.shape[-2], pixels.shape[-1])
+    mark = kind.at_full_size(kind.draw(side, generator).to(pixels), pixels)
+    nearest = (encode_image(kind.apply(pixels, mark)) @ encode_image(pixels).T).argmax(1)
+    return (nearest == torch.arange(len(pixels), device=nearest.device)).float().mean().item()
+
+
+def _kind(family: str, rung: int, generator: np.random.Generator) -> Kind:
+    kinds = FAMILIES[family](RUNGS[rung])
+    return kinds[generator.integers(len(kinds))]
