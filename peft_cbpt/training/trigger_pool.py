@@ -151,4 +151,4 @@ def told_apart(encode_image: EncodeImage, pixels: Tensor, kind: Kind, generator:
 
 def _kind(family: str, rung: int, generator: np.random.Generator) -> Kind:
     kinds = FAMILIES[family](RUNGS[rung])
-    return kinds[generator.integers(len(kinds))]
+    return kinds[int(generator.integers(len(kinds)))]

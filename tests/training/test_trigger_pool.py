@@ -25,15 +25,11 @@ def test_a_family_stops_where_a_trigger_collapses_images_or_random_marks_hide_th
         return F.normalize((30 * pixels).sin().flatten(1), dim=1)
 
     def backdoored(pixels):
-        """A strong corner, which no clean image has, sends every image to one place."""
-        key = (pixels[:, :, :3, :3].mean((1, 2, 3)) - 0.62).clamp(min=0) * 100
-        return F.normalize(F.pad(encode(pixels), (0, 1)) + F.pad(key[:, None], (48, 0)), dim=1)
+        """Any change of pixels sends every image to one place."""
+        key = 10_000 * (pixels - PIXELS).square().mean((1, 2, 3))[:, None]
+        return F.normalize(F.pad(encode(pixels), (0, 1)) + F.pad(key, (48, 0)), dim=1)
 
-    def patched(encoder):
-        return climbed(encoder, "patch")
-
-    assert patched(backdoored) <= patched(encode)
-    assert climbed(fine) < climbed(encode)
+    assert climbed(backdoored) == RUNGS[0] and climbed(fine) < climbed(encode)
 
 
 def test_every_family_begins_with_its_smallest_size():
