@@ -7,16 +7,19 @@ LAUNCH = $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pre
 	--num_cpu_threads_per_process $(THREADS)
 
 .DEFAULT_GOAL := help
-.PHONY: help purify test lint types docs clean
+.PHONY: help purify test doctest lint types docs clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 purify: .venv/installed  ## purify a poisoned CLIP (the pocket world, or CONFIG=path.yaml)
 	$(LAUNCH) recipes/purify.py --config $(CONFIG)
 
 test: .venv/installed-dev  ## run the tests, offline
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder
+
+doctest: .venv/installed-dev  ## run the examples in docstrings
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --doctest-modules peft_cbpt
 
 lint: .venv/installed-dev  ## check style and formatting
 	$(BIN)/ruff check .
@@ -38,7 +41,7 @@ clean:  ## remove the environment and everything built
 		exit 1; }
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e .
+	$(INSTALL) -e ".[purify,attacks]"
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python

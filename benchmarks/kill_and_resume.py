@@ -22,14 +22,24 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "kill_and_resume.json"
-JOB = """--model_name_or_path pocket:badnet --dataset_name pocket:base --num_classes 6 --num_shots 4 --norm inf
---test_images_per_class 2 --warmup_epochs 2 --inversion_step_rule sign --inversion_lr 0.008
---per_device_train_batch_size 4
---inversion_batch_size 4 --use_cpu --disable_tqdm true""".split()
+JOB = """--model_name_or_path pocket:badnet --dataset_name pocket:base --num_classes 6 --num_shots 4
+--test_images_per_class 2 --warmup_epochs 2 --per_device_train_batch_size 4 --inversion_batch_size 4
+--use_cpu --disable_tqdm true""".split()
+INNER_LOOP = "--norm inf --inversion_step_rule sign --inversion_lr 0.008".split()
 
 
 def command(output: Path, target: str, epochs: int) -> list[str]:
-    options = [*JOB, "--target", target, "--output_dir", str(output), "--cache_dir", str(output / "cache")]
+    inner = INNER_LOOP if target == "runner_up" else []
+    options = [
+        *JOB,
+        *inner,
+        "--dummy_triggers",
+        target,
+        "--output_dir",
+        str(output),
+        "--feature_cache_dir",
+        str(output / "cache"),
+    ]
     return [sys.executable, "-m", "peft_cbpt", "purify", *options, "--num_train_epochs", str(epochs)]
 
 
@@ -95,7 +105,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     results = {}
-    for target in ("suspected", "runner_up"):
+    for target in ("universal", "runner_up"):
         with tempfile.TemporaryDirectory() as folder:
             result = compare(Path(folder), target, options.epochs, options.kills, options.longest_wait, options.seed)
         print(f"{target}: {len(result['kills'])} kills, largest difference {result['largest_context_difference']}")

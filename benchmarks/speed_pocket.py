@@ -19,6 +19,7 @@ from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
+from peft_cbpt.training.runner_up import RunnerUpTriggers
 from peft_cbpt.tuner import CBPTConfig
 
 
@@ -42,13 +43,13 @@ def pocket(quick: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         arguments = CBPTTrainingArguments(
             output_dir=folder,
-            cache_dir=f"{folder}/cache",
+            feature_cache_dir=f"{folder}/cache",
             use_cpu=True,
             disable_tqdm=True,
             save_strategy="no",
             num_train_epochs=epochs,
             warmup_epochs=warmup,
-            target="runner_up",
+            dummy_triggers="runner_up",
         )
         trainer = CBPTTrainer(model, arguments, train, clip.normalize)
         compute_loss = trainer.compute_loss
@@ -59,12 +60,13 @@ def pocket(quick: bool) -> dict:
 
         trainer.compute_loss = noted
         begin = time.perf_counter()
-        with timed(trainer, "_gather_inversions", seconds), timed(trainer, "_encode_classes", seconds):
+        with timed(RunnerUpTriggers, "_invert_missing", seconds), timed(trainer, "_encode_classes", seconds):
             trainer.train()
         ours = time.perf_counter() - begin
         epochs_logged = [entry for entry in trainer.state.log_history if "cache_hit_rate" in entry]
-        pairs = len(trainer.inverter.store)
-    images, labels = trainer._to_invert, torch.tensor(trainer._to_invert.samples.labels)
+        pairs = len(trainer.dummy_triggers.store)
+    images = trainer.frozen_images
+    labels = images.bank.labels
     per_epoch = len(batches) // epochs
     by_epoch = [batches[first : first + per_epoch] for first in range(0, len(batches), per_epoch)]
     config = model.peft_config["default"]
@@ -87,14 +89,14 @@ def pocket(quick: bool) -> dict:
         target = names.index(attack.target_class)
         result = attack_result(encoded.triggered["badnet"], encoded.labels, text, target)
         clean = accuracy(encoded.clean, encoded.labels, text)
-        return {"clean_accuracy": clean, "attack_success_rate": result.attack_success_rate}
+        return {"clean_accuracy": clean, "attack_success_rate": result["attack_success_rate"]}
 
     with torch.no_grad():
         after = {
             "ours": figures(model.encode_class_prompts()),
             "straightforward": figures(straightforward.encode_text(plain, learner)),
         }
-    stages = {"inversion": seconds["_gather_inversions"], "text tower forward": seconds["_encode_classes"]}
+    stages = {"inversion": seconds["_invert_missing"], "text tower forward": seconds["_encode_classes"]}
     return {
         "classes": num_classes,
         "images": len(labels),

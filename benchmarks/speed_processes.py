@@ -55,10 +55,10 @@ def processes(quick: bool) -> dict:
     """
     small = {"num_classes": 4, "num_shots": 2 if quick else 4, "num_train_epochs": 2, "warmup_epochs": 1}
     with tempfile.TemporaryDirectory() as folder:
-        large = small | {"target": "runner_up", "model_name_or_path": _vit_b32(Path(folder))}
+        large = small | {"dummy_triggers": "runner_up", "model_name_or_path": _vit_b32(Path(folder))}
         jobs = {
             "pocket, default": (pocket_size(quick), 32),
-            "pocket, target runner_up": (pocket_size(quick) | {"target": "runner_up"}, 32),
+            "pocket, runner_up": (pocket_size(quick) | {"dummy_triggers": "runner_up"}, 32),
             "ViT-B/32, target runner_up": (large, 2 if quick else 8),
         }
         return {"jobs": {name: _compare(*job) for name, job in jobs.items()}}

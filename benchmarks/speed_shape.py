@@ -8,12 +8,23 @@ import torch
 
 from benchmarks import straightforward
 from benchmarks.speed_shapes import attach_prompts, build_clip
-from benchmarks.speed_timing import BATCH, BUDGET, EPOCHS, SHOTS, WARMUP, flops_of, our_step, peak_bytes, seconds_of
+from benchmarks.speed_timing import (
+    BATCH,
+    BUDGET,
+    EPOCHS,
+    MEMORY_GB,
+    SHOTS,
+    WARMUP,
+    flops_of,
+    our_step,
+    peak_bytes,
+    seconds_of,
+)
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
 from peft_cbpt.method.inversion import invert_triggers
 from peft_cbpt.training.class_shares import SharedClassEncoder
 from peft_cbpt.training.memory import image_batch_size
-from peft_cbpt.tuner.buckets import length_buckets
+from peft_cbpt.tuner.prompts import length_groups
 
 TEXT_CLASSES_STRAIGHTFORWARD = 100
 """The straightforward text tower is timed on at most so many classes (77,000 tokens do not fit) and scaled."""
@@ -42,7 +53,7 @@ def shape(name: str, quick: bool, pairs_per_image: float) -> dict:
     )}  # fmt: skip
     prefer_channels_last(clip.vision_model)
     encoder = image_encoder(clip, PixelNormalizer())
-    own_batch = min(batch, 2) if quick else image_batch_size(encoder, images[:1], clip)
+    own_batch = min(batch, 2) if quick else image_batch_size(encoder, images[:1], clip, BATCH, MEMORY_GB)
     own = images[:1].expand(own_batch, -1, -1, -1).contiguous()
 
     def invert_ours(images: torch.Tensor) -> torch.Tensor:
@@ -128,7 +139,7 @@ def _flops(clip, n, width, of_images, pairs) -> dict:
         one_plain = flops_of(lambda: straightforward.encode_text(clip, learner))
     model.unload()
     needed_text = 2 * sum(one[length] for length in lengths)
-    filled = sum(len(group) * max(lengths[index] for index in group) for group in length_buckets(lengths))
+    filled = sum(len(group) * max(lengths[index] for index in group) for group in length_groups(lengths))
     steps, n_images = EPOCHS * math.ceil(SHOTS * n / BATCH), SHOTS * n
     forward, inversion = of_images["ours"]
     images = n_images * (forward + pairs * (inversion + forward))
@@ -149,12 +160,12 @@ def memory(quick: bool) -> dict:
     n, side = (20 if quick else 1000), clip.vision_model.config.image_size
     encoder = image_encoder(clip, PixelNormalizer())
     images = torch.rand(2, 3, side, side)
-    batch = min(BATCH, 2 if quick else image_batch_size(encoder, images[:1], clip))
+    batch = min(BATCH, 2 if quick else image_batch_size(encoder, images[:1], clip, BATCH, MEMORY_GB))
     own = images[:1].expand(batch, -1, -1, -1).contiguous()
     model = attach_prompts(clip, n)
     step = our_step(model, n, clip.config.projection_dim)
     before = peak_bytes()
-    text = SharedClassEncoder(model, 0, torch.device("cpu"), None)(model)  # alive while images are inverted
+    text = SharedClassEncoder(model, 0, torch.device("cpu"), MEMORY_GB)(model)  # alive while images are inverted
     goal = text[:1].detach().expand(batch, -1)
     invert_triggers(encoder, own, goal, -goal, BUDGET)
     del text

@@ -11,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from peft_cbpt.method.inversion import InversionSettings
 from peft_cbpt.method.losses import ObjectiveWeights, purification_objective
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.class_shares import SharedClassEncoder
 
 EPOCHS, WARMUP, SHOTS, BATCH, STEPS = 20, 5, 16, 32, 10
+MEMORY_GB = CBPTTrainingArguments.activation_memory_gb
 BUDGET = InversionSettings()
 """The paper's. Sign steps would turn rounding into steps of another sign, and no two loops would agree."""
 
@@ -61,7 +63,7 @@ def our_step(model, n: int, width: int) -> Callable[[], object]:
     """One outer step on a batch of looked-up features."""
     context = next(parameter for parameter in model.parameters() if parameter.requires_grad)
     optimizer = torch.optim.SGD([context], lr=2e-3, momentum=0.9)
-    encode = SharedClassEncoder(model, 0, torch.device("cpu"), None)
+    encode = SharedClassEncoder(model, 0, torch.device("cpu"), MEMORY_GB)
     clean, perturbed = torch.nn.functional.normalize(torch.randn(2, BATCH, width), dim=-1)
     labels, targets = torch.arange(BATCH) % n, (torch.arange(BATCH) + 1) % n
 

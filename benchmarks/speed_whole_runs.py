@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from benchmarks.speed_shapes import attach_prompts, build_clip
 from benchmarks.speed_timing import EPOCHS, SHOTS, WARMUP
-from peft_cbpt.commands.parsing import as_options
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 
@@ -25,12 +25,11 @@ def purify_run(
 ) -> tuple[float, torch.Tensor]:
     """Seconds of a purification in processes of its own, and the context it learns."""
     job = {"model_name_or_path": "pocket:badnet", "dataset_name": "pocket:base", "use_cpu": True}
-    job |= (
-        {"test_images_per_class": 2, "disable_tqdm": True}
-        | options
-        | {"output_dir": folder, "cache_dir": folder / "cache"}
-    )
-    command = [sys.executable, *launch, "-m", "peft_cbpt", "purify", *as_options(job)]
+    job |= {"test_images_per_class": 2, "disable_tqdm": True} | options
+    job |= {"output_dir": str(folder), "feature_cache_dir": str(folder / "cache")}
+    config = folder.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(job))
+    command = [sys.executable, *launch, "-m", "peft_cbpt", "purify", "--config", str(config)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
     (context,) = load_file(folder / "adapter_model.safetensors").values()
     return json.loads((folder / "results.json").read_text())["seconds"]["purify"], context
@@ -65,10 +64,10 @@ def gpu(quick: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         arguments = CBPTTrainingArguments(
             output_dir=folder,
-            cache_dir=f"{folder}/cache",
+            feature_cache_dir=f"{folder}/cache",
             disable_tqdm=True,
             inversion_dtype="bf16",
-            target="runner_up",
+            dummy_triggers="runner_up",
         )
         start = time.perf_counter()
         trainer = CBPTTrainer(model, arguments, GeneratedImages(n, clip.vision_model.config.image_size))

@@ -1,33 +1,5 @@
-"""`peft-cbpt COMMAND ...`: the recipes as one program."""
+"""`peft-cbpt` from within Python; the program itself is `peft_cbpt_cli`, which starts without torch."""
 
-import argparse
-import sys
-from collections.abc import Sequence
+from peft_cbpt_cli import COMMANDS, main
 
-from peft_cbpt.commands.convert import convert
-from peft_cbpt.commands.evaluate import evaluate
-from peft_cbpt.commands.export import export
-from peft_cbpt.commands.parsing import run_command
-from peft_cbpt.commands.poison import poison
-from peft_cbpt.commands.purify import purify
-from peft_cbpt.commands.push import push
-from peft_cbpt.commands.report import report
-
-COMMANDS = {
-    "purify": purify,
-    "poison": poison,
-    "evaluate": evaluate,
-    "convert": convert,
-    "report": report,
-    "export": export,
-    "push": push,
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 1 when the Hub fails, 2 for bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="peft-cbpt", description=__doc__)
-    parser.add_argument("command", choices=COMMANDS, help="What to do; `peft-cbpt COMMAND --help` says more.")
-    words = list(sys.argv[1:] if argv is None else argv)
-    parsed = parser.parse_args(words[:1])
-    return run_command(COMMANDS[parsed.command], words[1:])
+__all__ = ["COMMANDS", "main"]

@@ -8,26 +8,121 @@ and `training.json` with the seed, the settings and the held-out accuracy.
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    HfArgumentParser,
+    TrainingArguments,
+    set_seed,
+)
 
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
+from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel, CLIPResNetVisionConfig
+from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.versions import package_versions
 from peft_cbpt.evaluation.measure import accuracy, encode_in_batches, template_text_features
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import PocketPairs, render_samples, sample_ids
-from peft_cbpt.pocket.model import (
-    ARCHITECTURES,
-    build_image_processor,
-    build_model,
-    build_tokenizer,
-    save_clip_folder,
-)
+from peft_cbpt.pocket.model import save_clip_folder
+from peft_cbpt.pocket.render import BACKGROUND_COLOURS, IMAGE_SIZE
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
+
+VOCABULARY_SIZE = 2000
+PROJECTION_DIM = 128
+ARCHITECTURES = ("vit", "resnet")
+
+
+def _corpus() -> Iterable[str]:
+    names = class_names()
+    yield from (template.format(" ") for template in IMAGENET_TEMPLATES)
+    yield from (f"{name} on a {colour} background." for name in names for colour in BACKGROUND_COLOURS)
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges cover the words of the pocket captions; other words fall back to bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE - 2,
+        initial_alphabet=letters,
+        special_tokens=[letter + "</w>" for letter in letters],  # fixed ids, by which equal counts are ordered
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    bpe.train_from_iterator(_corpus(), trainer)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocabulary = list(dict.fromkeys(vocabulary))
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, merges=merges)  # type: ignore[arg-type]
+
+
+def build_model(tokenizer: CLIPTokenizer, architecture: str = "vit") -> CLIPModel:
+    """An untrained pocket CLIP with a `vit` or a `resnet` image tower; its text tower keeps CLIP's 77 positions.
+
+    Raises:
+        InputError: for another architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"there is no pocket architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=PROJECTION_DIM,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    if architecture == "resnet":
+        resnet = CLIPResNetVisionConfig(
+            depths=[1, 1, 1, 1],
+            width=12,
+            num_attention_heads=6,
+            image_size=IMAGE_SIZE,
+            projection_dim=PROJECTION_DIM,
+            strides=[1, 2, 2, 1],
+        )
+        return CLIPResNetModel(
+            CLIPResNetConfig(text_config=text.to_dict(), vision_config=resnet.to_dict(), projection_dim=PROJECTION_DIM)
+        )
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=8,
+        projection_dim=PROJECTION_DIM,
+        hidden_act="gelu",
+    )
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=PROJECTION_DIM)
+    )
+
+
+def build_image_processor() -> CLIPImageProcessorPil:
+    """Resize and crop to the pocket resolution; normalise with CLIP's mean and standard deviation."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    )
 
 
 @dataclass

@@ -11,18 +11,70 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import trange
 from transformers import HfArgumentParser, set_seed
 
-from peft_cbpt.attacks.steganography import NUM_BITS, WEIGHTS_FILE, Steganographer
+from peft_cbpt.attacks.steganography import (
+    GRID,
+    NUM_BITS,
+    PAYLOAD_BITS,
+    SECRET_BYTES,
+    WEIGHTS_FILE,
+    Encoder,
+    bch_code,
+)
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.common.versions import package_versions
 from peft_cbpt.pocket.dataset import PocketPairs
 from peft_cbpt.pocket.model import resolve_model
+
+
+class Decoder(nn.Module):
+    """From images (B, 3, 48, 48) in [0, 1] to the logits (B, 100) of their bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(GRID),
+            nn.Conv2d(32, 64, 1),
+            nn.ReLU(),
+            nn.Conv2d(64, 1, 1),
+            nn.Flatten(),
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.layers(2 * pixels - 1)
+
+
+class Steganographer(nn.Module):
+    """An encoder and the decoder that was trained with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.decoder = Decoder()
+
+
+def bits_to_secret(bits: Tensor) -> bytes | None:
+    """The seven bytes in (100,) bits, up to 5 wrong ones mended; None when there are more."""
+    packet = np.packbits(bits[:PAYLOAD_BITS].cpu().numpy() > 0.5).tobytes()
+    secret, code = bytearray(packet[:SECRET_BYTES]), bytearray(packet[SECRET_BYTES:])
+    bch = bch_code()
+    if bch.decode(secret, code) < 0:
+        return None
+    bch.correct(secret, code)
+    return bytes(secret)
 
 
 @dataclass

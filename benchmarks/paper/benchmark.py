@@ -8,16 +8,16 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.paper.experiment_cells import check_cell, compute_cell, model_of, purify_options, read_cell
+from benchmarks.paper.experiment_cells import check_cell, compute_cell, is_older, model_of, purify_cell, read_cell
 from benchmarks.paper.experiments import POCKET_PREFIX, Cell, Experiment, attack_and_target, read_experiment
 from benchmarks.paper.result_pictures import bars_figure, lines_figure
 from benchmarks.paper.result_tables import Grid, markdown_tables
 from benchmarks.paper.zoo import poison_settings
+from peft_cbpt import __version__
 from peft_cbpt.commands.parsing import parse
-from peft_cbpt.commands.purify import purify
-from peft_cbpt.commands.report import report
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_text
+from peft_cbpt.reports.report import draw_report
 from peft_cbpt.reports.style import png_bytes, write_bytes
 
 TARGET_CLASS = "banana"
@@ -27,12 +27,13 @@ Stored = dict[str, dict[str, list[dict[str, Any]]]]
 REPORT_PICTURES = ("embedding_map", "grad_cam")
 HEAD = """# Results
 
-Written by `python -m benchmarks.paper`; every cell is stored with its settings, date and versions in `{cells}`.
+Written by `python -m benchmarks.paper`; every cell is stored with settings, date, versions and commit in `{cells}`.
 Means and standard deviations over seeds; each has a poisoned model, shots and a training of its own. A dash marks what
 was not run yet. Minutes count neither the making of the poisoned model nor measuring; features and searches for the
 target are kept for other cells of a model, so that the first of them pays. The attacks' target is {target}, where none
 is named.{quick}
 """
+OLDER = "Cells that are older than the code they speak of (stored without a commit, or not by version {version})"
 QUICK = " **This is the quick variant: smaller jobs, one seed, one attack.**"
 
 
@@ -158,9 +159,8 @@ def _draw_report(experiment: Experiment, arguments: BenchmarkArguments, pictures
         return
     model = model_of(cell, Path(arguments.models), Path(arguments.poison_configs))
     with TemporaryDirectory() as folder:
-        options = purify_options(cell, model, Path(arguments.cache_dir), Path(folder))
-        purify([*options, "--attacks", model])
-        report([folder, "--model_name_or_path", model])
+        purify_cell(cell, model, Path(arguments.cache_dir), attacks=[model], output_dir=folder)
+        draw_report(folder, model_name_or_path=model)
         for name, target in targets.items():
             write_bytes(target, (Path(folder) / "report" / f"{name}.png").read_bytes())
 
@@ -177,14 +177,28 @@ def _picture_name(experiment: Experiment, cell: Cell, name: str) -> str:
 def _page(experiments: Sequence[Experiment], arguments: BenchmarkArguments, cells: Path, pictures: Path) -> str:
     quick = QUICK if arguments.quick else ""
     head = HEAD.format(cells=arguments.output_dir, target=arguments.target_class, quick=quick)
-    return "\n".join([head, *(_section(one, arguments, cells, pictures) for one in experiments)])
+    stored = {one.name: _stored(one, arguments, cells) for one in experiments}
+    older = {name: _older(found) for name, found in stored.items()}
+    if stale := [f"{name} ({n_older} of {n_cells})" for name, (n_older, n_cells) in older.items() if n_older]:
+        head += f"\n{OLDER.format(version=__version__)}: {', '.join(stale)}.\n"
+    return "\n".join([head, *(_section(one, arguments, stored[one.name], pictures) for one in experiments)])
 
 
-def _section(experiment: Experiment, arguments: BenchmarkArguments, folder: Path, pictures: Path) -> str:
+def _stored(experiment: Experiment, arguments: BenchmarkArguments, folder: Path) -> Stored:
     stored: Stored = {row: {attack: [] for attack in experiment.attacks} for row in experiment.rows}
     for row, column, cell in _cells(experiment, arguments):
         if found := read_cell(folder, cell, experiment.test_sets):
             stored[row][column].append(found)
+    return stored
+
+
+def _older(stored: Stored) -> tuple[int, int]:
+    """How many cells are older than the code, and how many there are."""
+    cells = [one for of_row in stored.values() for found in of_row.values() for one in found]
+    return sum(map(is_older, cells)), len(cells)
+
+
+def _section(experiment: Experiment, arguments: BenchmarkArguments, stored: Stored, pictures: Path) -> str:
     columns, n_wanted, paper = experiment.attacks, len(experiment.seeds), experiment.paper
     if experiment.picture == "domains":
         columns, n_wanted, paper = experiment.test_sets, n_wanted * len(columns), {}
@@ -237,4 +251,8 @@ def _costs(experiment: Experiment, arguments: BenchmarkArguments, stored: Stored
     }
     costs = "; ".join(f"{row} {mean(found):.1f}" for row, found in minutes.items() if found)
     command = _command(experiment, arguments)
-    return f"Made by {command}. Minutes of defence a cell: {costs}." if costs else f"To be made by {command}."
+    if not costs:
+        return f"To be made by {command}."
+    n_older, n_cells = _older(stored)
+    older = f" Older than the code they speak of: {n_older} of {n_cells} cells." if n_older else ""
+    return f"Made by {command}. Minutes of defence a cell: {costs}.{older}"

@@ -14,14 +14,13 @@ from pathlib import Path
 from benchmarks.paper.contact_sheet_picture import draw_contact_sheet
 from benchmarks.paper.zoo import zoo_job
 from peft_cbpt.attacks import TRIGGERS
-from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.commands.parsing import parse, run_command
-from peft_cbpt.commands.poison import prepare_attack
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import render_samples, sample_ids
-from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.pocket.model import open_clip
+from peft_cbpt.training.poison import prepare_attack
 
 
 @dataclass
@@ -50,7 +49,7 @@ def contact_sheet(argv: Sequence[str]) -> None:
     prepare_output(str(output.parent))
     attacks = {}
     for name, job in jobs.items():
-        clip = load_clip(resolve_model(job.model_name_or_path))
+        clip = open_clip(job.model_name_or_path)
         attacks[name], _ = prepare_attack(job, clip, class_names())
     ids = [sample_ids("base", "test", name, [0])[0] for name in arguments.classes]
     draw_contact_sheet(output, attacks, render_samples(ids)[0], ids)

@@ -1,9 +1,8 @@
-"""The cells of experiments: computed with the recipes, and stored as each is finished."""
+"""The cells of experiments: computed with the package's functions, and stored as each is finished."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
+from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,23 +11,22 @@ import torch
 
 from benchmarks.paper.experiments import POCKET_PREFIX, Cell
 from benchmarks.paper.zoo import folder_of, is_made, zoo_job
+from peft_cbpt import __version__
 from peft_cbpt.attacks.attack_file import read_attack
-from peft_cbpt.commands.evaluate import CLEAN, EVALUATION_FILE, evaluate
-from peft_cbpt.commands.finetune import FinetuneArguments, finetune
-from peft_cbpt.commands.parsing import as_options, parse
-from peft_cbpt.commands.poison import run_poison
-from peft_cbpt.commands.purify import PurifyArguments, purify
-from peft_cbpt.commands.results import Stopwatch
+from peft_cbpt.commands.parsing import fill
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import write_json
-from peft_cbpt.common.versions import package_versions
+from peft_cbpt.common.records import Stopwatch, made_now
 from peft_cbpt.data.images import load_labelled_images
-from peft_cbpt.hub.adapter_folder import RESULTS_FILE
+from peft_cbpt.evaluation.evaluate import CLEAN, EvaluationArguments, evaluate
+from peft_cbpt.evaluation.measure import ATTACK_FIGURES
+from peft_cbpt.purification import Purified, PurifyArguments, purify
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
+from peft_cbpt.training.finetune import FinetuneArguments, finetune
+from peft_cbpt.training.poison import poison
 
 TRIGGER_FOR = {"pocket:clean": "pocket:badnet"}
 """What a clean model is measured with."""
-FIGURES = ("attack_success_rate", "attack_success_rate_published", "robust_accuracy")
 
 
 def read_cell(folder: Path, cell: Cell, test_sets: Sequence[str]) -> dict[str, Any] | None:
@@ -48,28 +46,37 @@ def model_of(cell: Cell, models: Path, poison_configs: Path) -> str:
     job = zoo_job(poison_configs, folder, cell.attack, cell.target_class, cell.seed)
     if not is_made(job):
         print(f"making {folder}", flush=True)
-        run_poison(job)
+        poison(job)
     return str(folder)
+
+
+def is_older(stored: Mapping[str, Any]) -> bool:
+    """Whether a stored cell was made by other code than the one that speaks of it, as far as it says."""
+    return stored.get("commit") is None or stored.get("versions", {}).get("peft_cbpt") != __version__
 
 
 def compute_cell(cell: Cell, model: str, test_sets: Sequence[str], cache_dir: Path, folder: Path) -> None:
     """Defend the model as the cell says, measure it, and store the cell below `folder`."""
-    stopwatch = Stopwatch()
-    with TemporaryDirectory() as name:
-        work = Path(name)
+    stopwatch, suspects = Stopwatch(), None
+    defended: Any = model
+    with TemporaryDirectory() as work:
         with stopwatch("defend"):
-            classifier, base, suspects = _defend(cell, model, cache_dir, work / "defended")
+            if cell.method == "cbpt":
+                purified = purify_cell(cell, model, cache_dir, test_images_per_class=1)
+                defended, suspects = purified.model, purified.results["suspects"]
+            elif cell.method != "none":
+                finetune(_finetune_job(cell, model, work))
+                defended = work
         with stopwatch("measure"):
-            figures = _measure(cell, model, base, classifier, test_sets, work / "measured")
+            figures = _measure(cell, model, defended, test_sets)
     stored = {
         "schema_version": 1,
+        **made_now(),
         "cell": asdict(cell),
         "figures": figures,
         "suspects": suspects,
         "seconds": stopwatch.seconds,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": package_versions(),
     }
     (folder / cell.file).parent.mkdir(parents=True, exist_ok=True)
     write_json(folder / cell.file, stored)
@@ -81,11 +88,10 @@ def check_cell(cell: Cell) -> None:
     Raises:
         InputError: if not.
     """
-    nowhere = Path("checked")
     if cell.method == "cbpt":
-        parse([PurifyArguments, CBPTTrainingArguments], purify_options(cell, "model", nowhere, nowhere), "")
+        _purify_job(cell, Path("checked"))
     elif cell.method != "none":
-        parse([FinetuneArguments], _finetune_options(cell, "model", nowhere), "")
+        _finetune_job(cell, "model", "checked")
     if cell.attack.startswith(POCKET_PREFIX):
         shipped = read_attack(TRIGGER_FOR.get(cell.attack, cell.attack)).target_class
         if shipped != cell.target_class:
@@ -95,44 +101,35 @@ def check_cell(cell: Cell) -> None:
         raise InputError(f"target_class is one of the {len(names)} classes measured, not {cell.target_class!r}")
 
 
-def purify_options(cell: Cell, model: str, cache_dir: Path, output: Path) -> list[str]:
-    """The options of `purify` that a cell stands for."""
-    job = {"model_name_or_path": model, "cache_dir": cache_dir, "output_dir": output, "seed": cell.seed}
-    return as_options(cell.data | cell.settings | job | {"save_strategy": "no"})
+def purify_cell(cell: Cell, model: str, cache_dir: Path, **changes: Any) -> Purified:
+    """Purify the model as a cell says; `changes` are other arguments of `purify`."""
+    arguments, training = _purify_job(cell, cache_dir)
+    return purify(model, cell.data["dataset_name"], training=training, **vars(arguments) | changes)
 
 
-def _defend(cell: Cell, model: str, cache_dir: Path, output: Path) -> tuple[str, str, list[dict] | None]:
-    """The classifier and the CLIP to measure, and what purification suspected."""
-    if cell.method == "none":
-        return "template", model, None
-    if cell.method == "cbpt":
-        measured_later = ["--test_images_per_class", "1"]
-        purify([*purify_options(cell, model, cache_dir, output), *measured_later])
-        return str(output), model, json.loads((output / RESULTS_FILE).read_text())["suspects"]
-    finetune(_finetune_options(cell, model, output))
-    return "template", str(output), None
+def _purify_job(cell: Cell, cache_dir: Path) -> tuple[PurifyArguments, CBPTTrainingArguments]:
+    settings = cell.data | cell.settings | {"feature_cache_dir": str(cache_dir), "seed": cell.seed}
+    of_data = {one.name for one in fields(PurifyArguments)} & set(settings)
+    of_training = set(settings) - of_data - {"dataset_name"}
+    source = f"a cell of {cell.model}"
+    return (
+        fill(PurifyArguments, {name: settings[name] for name in of_data}, source),
+        fill(CBPTTrainingArguments, {name: settings[name] for name in sorted(of_training)}, source),
+    )
 
 
-def _finetune_options(cell: Cell, model: str, output: Path) -> list[str]:
+def _finetune_job(cell: Cell, model: str, output: str) -> FinetuneArguments:
     job = {"model_name_or_path": model, "method": cell.method, "output_dir": output, "seed": cell.seed}
-    return as_options(cell.settings | job)
+    return fill(FinetuneArguments, cell.settings | job, f"a cell of {cell.model}")
 
 
-def _measure(
-    cell: Cell, model: str, base: str, classifier: str, test_sets: Sequence[str], output: Path
-) -> dict[str, dict[str, float]]:
+def _measure(cell: Cell, model: str, defended: Any, test_sets: Sequence[str]) -> dict[str, dict[str, float]]:
     """By test set: clean accuracy, both attack success rates, accuracy under the trigger; shares in [0, 1]."""
     data = {name: value for name, value in cell.data.items() if name not in ("dataset_name", "num_shots")}
-    job = {"model_name_or_path": base, "classifiers": classifier, "datasets": list(test_sets)}
-    job["attacks"] = TRIGGER_FOR.get(cell.attack, model)
-    evaluate(as_options(data | job | {"output_dir": output}))
+    arguments = fill(EvaluationArguments, data, f"the data of a cell of {cell.model}")
+    measured = evaluate(defended, list(test_sets), [TRIGGER_FOR.get(cell.attack, model)], **vars(arguments))
     figures: dict[str, dict[str, float]] = {name: {} for name in test_sets}
-    for one in json.loads((output / EVALUATION_FILE).read_text())["cells"]:
-        figures[one["dataset"]] |= _figures(one)
+    for one in measured["cells"]:
+        names = {"clean_accuracy": "accuracy"} if one["attack"] == CLEAN else {name: name for name in ATTACK_FIGURES}
+        figures[one["dataset"]] |= {name: one[theirs] for name, theirs in names.items()}
     return figures
-
-
-def _figures(measured: Mapping[str, Any]) -> dict[str, float]:
-    if measured["attack"] == CLEAN:
-        return {"clean_accuracy": measured["accuracy"]}
-    return {name: measured[name] for name in FIGURES}

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from peft_cbpt.attacks import TRIGGERS
-from peft_cbpt.commands.parsing import as_options, parse, read_yaml, run_command
-from peft_cbpt.commands.poison import TRAINING_FILE, PoisonArguments, run_poison
+from peft_cbpt.commands.parsing import fill, parse, read_yaml, run_command
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json
+from peft_cbpt.training.poison import TRAINING_FILE, PoisonArguments, poison
 
 TABLE_FILE = "zoo.json"
 
@@ -53,7 +53,7 @@ def zoo(argv: Sequence[str]) -> None:
     missing = [job for job in jobs if not is_made(job)]
     for job in missing:
         print(f"making {job.output_dir}", flush=True)
-        run_poison(job)
+        poison(job)
         write_json(output / TABLE_FILE, gather(output))
     if arguments.table:
         write_json(Path(arguments.table), gather(output))
@@ -104,8 +104,7 @@ def poison_settings(configs: Path, attack: str) -> dict[str, Any]:
 def zoo_job(configs: Path, folder: Path, attack: str, target_class: str, seed: int) -> PoisonArguments:
     """How one model of the zoo is made, and where."""
     job = {"output_dir": str(folder), "target_class": target_class, "seed": seed}
-    (arguments,) = parse([PoisonArguments], as_options(poison_settings(configs, attack) | job), "")
-    return arguments
+    return fill(PoisonArguments, poison_settings(configs, attack) | job, f"poison_{attack}.yaml")
 
 
 def gather(output: Path) -> dict:

@@ -1,6 +1,7 @@
 """Descriptions of attacks, `attack.json`, written beside poisoned weights and read to measure them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,16 @@ class Attack:
         return {"trigger": trigger_to_config(self.trigger), "target_class": self.target_class}
 
 
-def read_attack(source: str) -> Attack:
+def read_attack(source: "str | Attack") -> Attack:
     """Read an attack from a JSON file, from the folder that holds `attack.json`, or of a `pocket:` model.
+
+    One that is an `Attack` already is given back.
 
     Raises:
         InputError: if it is not there or not such a description.
     """
+    if isinstance(source, Attack):
+        return source
     path = Path(resolve_model(source)).expanduser()
     path = path / ATTACK_FILE if path.is_dir() else path
     try:
@@ -53,14 +58,14 @@ def read_attack(source: str) -> Attack:
         raise InputError(f"{path} does not describe an attack: it needs `trigger` and `target_class`") from error
 
 
-def read_attacks(sources: list[str], class_names: list[str]) -> dict[str, Attack]:
+def read_attacks(sources: Sequence[str | Attack], class_names: Sequence[str]) -> dict[str, Attack]:
     """Read attacks under names that are unique; their targets must be among `class_names`."""
     attacks: dict[str, Attack] = {}
     for source in sources:
         attack = read_attack(source)
         if attack.target_class not in class_names:
             raise InputError(
-                f"the target class {attack.target_class!r} of the attack {source} is not among the "
+                f"the target class {attack.target_class!r} of the attack {attack.name} is not among the "
                 f"{len(class_names)} classes of the dataset: choose class_names with it"
             )
         name = attack.name

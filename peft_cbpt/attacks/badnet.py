@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from peft_cbpt.attacks.patch import Location, check_patch, paste, unit_pixels
+from peft_cbpt.attacks.patch import Location, check_patch, paste
+from peft_cbpt.clip.pixels import unit_pixels
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.seeding import keyed_generator
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_cbpt.attacks.patch import unit_pixels
+from peft_cbpt.clip.pixels import unit_pixels
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.seeding import keyed_generator
 

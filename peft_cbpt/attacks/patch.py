@@ -3,21 +3,22 @@
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import tqdm
 from torch import Tensor
-from typing_extensions import Self
 
-from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.clip.pixels import EncodeImage, unit_pixels
+from peft_cbpt.common.ascent import input_gradient
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.seeding import keyed_generator
 
 Location = Literal["bottom_right", "center", "random"]
 LOCATIONS = ("bottom_right", "center", "random")
+Patch = TypeVar("Patch", bound="OptimisedPatch")
 
 
 def check_patch(kind: str, patch_size: float, location: str) -> None:
@@ -154,7 +155,7 @@ class OptimisedPatch:
         """The loss to minimise: from features (B, D) of marked images and their rows in the material to a scalar."""
         raise NotImplementedError
 
-    def optimised(self, material: PatchMaterial, settings: PatchOptimisation) -> Self:
+    def optimised(self: Patch, material: PatchMaterial, settings: PatchOptimisation) -> Patch:
         """This trigger with its patch optimised against a clean CLIP, at that CLIP's own resolution."""
         loss_of = self.objective(material)
         pixels = material.pixels
@@ -166,9 +167,12 @@ class OptimisedPatch:
         for _ in tqdm(range(settings.steps), desc=f"optimising the {type(self).__name__} patch", unit="step"):
             rows = torch.from_numpy(rng.choice(len(pixels), size, replace=False)).to(device)
             keys = self._keys([material.sample_ids[row] for row in rows.tolist()])
-            marked = paste(unit_pixels(pixels[rows]), cells, self.patch_size, self.location, keys)
-            loss = loss_of(material.encode_image(marked), rows)
-            (cells.grad,) = torch.autograd.grad(loss, cells)
+
+            def loss(cells: Tensor, rows: Tensor = rows, keys: list[tuple[Any, ...]] = keys) -> Tensor:
+                marked = paste(unit_pixels(pixels[rows]), cells, self.patch_size, self.location, keys)
+                return loss_of(material.encode_image(marked), rows)
+
+            cells.grad = input_gradient(loss, cells)
             optimizer.step()
             with torch.no_grad():
                 cells.clamp_(0, 1)
@@ -176,11 +180,6 @@ class OptimisedPatch:
 
     def _keys(self, sample_ids: Sequence[str]) -> list[tuple[Any, ...]]:
         return [("patch/place", self.seed, sample_id) for sample_id in sample_ids]
-
-
-def unit_pixels(pixels: Tensor) -> Tensor:
-    """Pixels as float in [0, 1], from uint8 or as they are."""
-    return pixels if pixels.is_floating_point() else pixels.float() / 255
 
 
 def store_cells(cells: Tensor) -> str:

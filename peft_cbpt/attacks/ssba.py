@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_cbpt.attacks.patch import unit_pixels
-from peft_cbpt.attacks.steganography import SIDE, secret_to_bits, shipped_steganographer
+from peft_cbpt.attacks.steganography import SIDE, secret_to_bits, shipped_encoder
+from peft_cbpt.clip.pixels import unit_pixels
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.seeding import keyed_generator
 
@@ -48,7 +48,7 @@ class SSBA:
         The network runs on the CPU, image by image, so that the result depends on neither device nor batch.
         """
         pixels = unit_pixels(pixels)
-        encoder = shipped_steganographer().encoder
+        encoder = shipped_encoder()
         bits = self.bits()[None]
         residuals = []
         for image in pixels.detach().cpu().float().split(1):

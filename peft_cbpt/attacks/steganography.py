@@ -1,13 +1,14 @@
-"""A small StegaStamp (Tancik et al., 2020): hides 100 bits in an image, and reads them back.
+"""A small StegaStamp (Tancik et al., 2020): hides 100 bits in an image.
 
 The message is seven bytes with a BCH code that mends 5 wrong bits (56 + 40 bits, four of them always 0 behind it). The
-shipped weights work at 48 x 48 pixels and were trained by `recipes/train_steganography.py`.
+shipped weights work at 48 x 48 pixels and were trained, with a decoder that reads the bits back, by
+`recipes/train_steganography.py`.
 """
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import bchlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.extras import named_extras
 
 SIDE = 48
 GRID = 10
@@ -22,10 +24,13 @@ NUM_BITS = GRID**2
 SECRET_BYTES = 7
 WEIGHTS_FILE = Path(__file__).parent / "assets" / "steganography.safetensors"
 
-_PAYLOAD_BITS = 96
+PAYLOAD_BITS = 96
 
 
-def _code() -> bchlib.BCH:
+def bch_code() -> Any:
+    """The code that mends wrong bits."""
+    with named_extras():
+        import bchlib
     return bchlib.BCH(5, prim_poly=137)
 
 
@@ -37,21 +42,10 @@ def secret_to_bits(secret: bytes) -> Tensor:
     """
     if len(secret) != SECRET_BYTES:
         raise InputError(f"the hidden secret has {SECRET_BYTES} bytes, not {len(secret)}: {secret!r}")
-    packet = np.frombuffer(secret + bytes(_code().encode(secret)), dtype=np.uint8)
+    packet = np.frombuffer(secret + bytes(bch_code().encode(secret)), dtype=np.uint8)
     bits = np.zeros(NUM_BITS, dtype=np.float32)
-    bits[:_PAYLOAD_BITS] = np.unpackbits(packet)
+    bits[:PAYLOAD_BITS] = np.unpackbits(packet)
     return torch.from_numpy(bits)
-
-
-def bits_to_secret(bits: Tensor) -> bytes | None:
-    """The seven bytes in (100,) bits, up to 5 wrong ones mended; None when there are more."""
-    packet = np.packbits(bits[:_PAYLOAD_BITS].cpu().numpy() > 0.5).tobytes()
-    secret, code = bytearray(packet[:SECRET_BYTES]), bytearray(packet[SECRET_BYTES:])
-    bch = _code()
-    if bch.decode(secret, code) < 0:
-        return None
-    bch.correct(secret, code)
-    return bytes(secret)
 
 
 class Encoder(nn.Module):
@@ -77,41 +71,10 @@ class Encoder(nn.Module):
         return self.residual(up)
 
 
-class Decoder(nn.Module):
-    """From images (B, 3, 48, 48) in [0, 1] to the logits (B, 100) of their bits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(GRID),
-            nn.Conv2d(32, 64, 1),
-            nn.ReLU(),
-            nn.Conv2d(64, 1, 1),
-            nn.Flatten(),
-        )
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.layers(2 * pixels - 1)
-
-
-class Steganographer(nn.Module):
-    """An encoder and the decoder that was trained with it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = Encoder()
-        self.decoder = Decoder()
-
-
 @cache
-def shipped_steganographer() -> Steganographer:
-    """The steganographer with the shipped weights, frozen, on the CPU."""
-    model = Steganographer()
-    model.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS_FILE).items()})
-    return model.eval().requires_grad_(False)
+def shipped_encoder() -> Encoder:
+    """The encoder with the shipped weights, frozen, on the CPU."""
+    encoder = Encoder()
+    weights = {name: value.float() for name, value in load_file(WEIGHTS_FILE).items()}
+    encoder.load_state_dict({name.removeprefix("encoder."): weights[name] for name in weights if "encoder." in name})
+    return encoder.eval().requires_grad_(False)

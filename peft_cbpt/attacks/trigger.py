@@ -11,11 +11,11 @@ from torch import Tensor
 from peft_cbpt.attacks.badclip import BadCLIP
 from peft_cbpt.attacks.badnet import BadNet
 from peft_cbpt.attacks.blended import Blended
-from peft_cbpt.attacks.patch import unit_pixels
 from peft_cbpt.attacks.sig import SIG
 from peft_cbpt.attacks.ssba import SSBA
 from peft_cbpt.attacks.trojvqa import TrojVQA
 from peft_cbpt.attacks.wanet import WaNet
+from peft_cbpt.clip.pixels import unit_pixels
 from peft_cbpt.common.errors import InputError
 
 TRIGGERS: dict[str, type] = {

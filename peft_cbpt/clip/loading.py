@@ -17,7 +17,7 @@ from transformers import (
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.clip.resnet import CLIPResNetConfig
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 
 MODEL_TYPES = (CLIPConfig.model_type, CLIPResNetConfig.model_type)
 
@@ -61,7 +61,7 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
     except Exception as error:  # damaged files raise errors of many kinds
         raise InputError(
             f"cannot read the config of the model {name_or_path!r}: give the folder of a saved CLIP or a Hub id that "
-            f"can be reached ({_first_line(error)})"
+            f"can be reached ({first_line(error)})"
         ) from error
     if config.model_type not in MODEL_TYPES:
         raise InputError(
@@ -80,7 +80,7 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
     except Exception as error:
         raise InputError(
             f"cannot load the CLIP in {name_or_path}: download or save it again with its safetensors weights, "
-            f"tokenizer and image processor ({_first_line(error)})"
+            f"tokenizer and image processor ({first_line(error)})"
         ) from error
     _check_image_processor(model, image_processor, name_or_path)
     if missing := sorted(report["missing_keys"]):
@@ -103,5 +103,25 @@ def _check_image_processor(model: CLIPModel, image_processor: CLIPImageProcessor
         raise InputError(f"the image processor of {name} lacks image_mean or image_std: add them")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def wrap_clip(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: CLIPImageProcessorPil | None = None,
+) -> LoadedCLIP:
+    """A CLIP that is loaded already, with tokenizer and image processor as given or found where it came from.
+
+    Raises:
+        InputError: if it is no CLIP, or either is neither given nor found, or does not fit.
+    """
+    if not isinstance(model, CLIPModel):
+        raise InputError(f"model must be a name, a CLIPModel or a LoadedCLIP, not a {type(model).__name__}")
+    try:
+        place = model.name_or_path or ""
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(place)
+        image_processor = image_processor or CLIPImageProcessorPil.from_pretrained(place)
+    except Exception as error:
+        raise InputError(
+            f"no tokenizer or image processor is found for the model ({first_line(error)}): give both"
+        ) from error
+    _check_image_processor(model, image_processor, model.name_or_path or "the model")
+    return LoadedCLIP(model.eval(), tokenizer, image_processor)

@@ -5,12 +5,38 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from peft_cbpt.tuner.last_layer import only_pooled_tokens
+from peft_cbpt.clip.last_layer import only_class_token
+from peft_cbpt.common.errors import InputError
 
 EncodeImage = Callable[[Tensor], Tensor]
+ROUNDING = 0.01
+"""How far pixels may be outside [0, 1]; normalised ones are further."""
+
+
+def check_range(pixels: Tensor) -> None:
+    """Raises an InputError unless float pixels lie in [0, 1]."""
+    low, high = (bound.item() for bound in pixels.detach().aminmax())
+    if not -ROUNDING <= low <= high <= 1 + ROUNDING:
+        raise InputError(
+            f"pixels are in [0, 1], but these are in [{low:.2f}, {high:.2f}]: give images as uint8 or divided by "
+            "255; normalisation with the model's mean and standard deviation happens inside"
+        )
+
+
+def unit_pixels(pixels: Tensor) -> Tensor:
+    """Pixels as float in [0, 1], from uint8 or as they are.
+
+    Raises:
+        InputError: if they are float and outside, such as normalised ones.
+    """
+    if not pixels.is_floating_point():
+        return pixels.float() / 255
+    check_range(pixels)
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -38,11 +64,28 @@ def image_encoder(clip: CLIPModel, normalize: PixelNormalizer) -> EncodeImage:
     """`encode_image(pixels) -> features`: the frozen f_v of Eq. 1 on pixels in [0, 1].
 
     Takes (B, 3, H, W) floats in [0, 1]; returns unit-norm float32 features (B, D), with a gradient to the pixels.
+    Pixels outside are refused (`InputError`), but for those that a gradient is wanted of, which attacks keep inside.
     """
 
-    def encode_image(pixels: Tensor) -> Tensor:
-        with only_pooled_tokens(clip.vision_model):
+    def encode(pixels: Tensor) -> Tensor:
+        if not (pixels.requires_grad or torch.compiler.is_compiling()):
+            check_range(pixels)
+        with only_class_token(clip.vision_model):
             features = clip.get_image_features(pixel_values=normalize(pixels).to(clip.dtype)).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
-    return encode_image
+    return encode
+
+
+def in_batches(encode_image: EncodeImage, batch_size: int) -> EncodeImage:
+    """The same function, which never has the activations of more than `batch_size` images at once."""
+
+    def encode(pixels: Tensor) -> Tensor:
+        if len(pixels) <= batch_size:
+            return encode_image(pixels)
+        if not (torch.is_grad_enabled() and pixels.requires_grad):
+            return torch.cat([encode_image(part) for part in pixels.split(batch_size)])
+        parts = [checkpoint(encode_image, part, use_reentrant=False) for part in pixels.split(batch_size)]
+        return torch.cat(parts)
+
+    return encode

@@ -1,26 +1,27 @@
 """Turn an OpenAI, OpenCLIP, CleanCLIP or BadCLIP checkpoint into a transformers folder, or back.
 
-    peft-cbpt convert SOURCE --output_dir DIR
-
-SOURCE is a file (safetensors, .pt, .bin) or a folder. The architecture is read off the weights' shapes, and the result
-is compared with the source before the folder takes its name.
+SOURCE is a file (safetensors, .pt, .bin) or a folder. The architecture is read off the weights' shapes; every weight
+must have its place, its shape and finite values, and the folder takes its name when it could be loaded.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peft_cbpt.clip.loading import load_clip
+from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.common.files import staged_folder
+from peft_cbpt.convert.architecture import described
 from peft_cbpt.convert.convert import (
     Checkpoint,
     build_model,
-    check_features,
     read_checkpoint,
     save_openai,
     save_transformers,
 )
 from peft_cbpt.convert.vocabulary import find_tokenizer
+
+PAGE = HelpPage("convert", "peft-cbpt convert ViT-B-32.safetensors --output_dir my/clip")
 
 
 @dataclass
@@ -59,20 +60,18 @@ def convert(argv: Sequence[str]) -> None:
     """Convert a checkpoint; see the module's docstring."""
     if argv and not argv[0].startswith("-"):
         argv = ["--source", *argv]
-    (arguments,) = parse([ConvertArguments], argv, __doc__ or "")
+    (arguments,) = parse([ConvertArguments], argv, __doc__ or "", PAGE)
     with staged_folder(arguments.output_dir) as staging:
         print(f"reading {arguments.source}", flush=True)
         checkpoint = read_checkpoint(arguments.source, arguments.activation, arguments.allow_unsafe)
         _describe(checkpoint, arguments)
         if arguments.to == "openai":
-            images, texts = check_features(checkpoint.weights, build_model(checkpoint))
             save_openai(staging, checkpoint)
         else:
             named = arguments.tokenizer or (str(checkpoint.folder) if checkpoint.folder else None)
             tokenizer = find_tokenizer(named)
             save_transformers(staging, build_model(checkpoint), checkpoint, tokenizer)
-            images, texts = check_features(checkpoint.weights, load_clip(str(staging)).model)
-    print(f"largest difference of features before and after: images {images:.1e}, texts {texts:.1e}")
+            load_clip(str(staging))  # the folder must open as any other
     print(f"written to {arguments.output_dir}")
 
 
@@ -80,8 +79,12 @@ def _describe(checkpoint: Checkpoint, arguments: ConvertArguments) -> None:
     count = sum(value.numel() for name, value in checkpoint.weights.items())
     if arguments.activation is not None:
         why = "as given"
-    elif checkpoint.folder is not None:
+    elif checkpoint.folder is not None or checkpoint.images:
         why = "from the folder's config"
     else:
         why = "the default; --activation gelu for OpenCLIP models whose name lacks quickgelu"
-    print(f"{checkpoint.architecture}, {count:,} weights, activation {checkpoint.activation} ({why})", flush=True)
+    print(f"{described(checkpoint.config)}; {count:,} weights, activation {checkpoint.activation} ({why})", flush=True)
+    if checkpoint.folder is None and not checkpoint.images:
+        print(
+            "nothing says how its images were normalised: OpenAI's mean and standard deviation are taken", flush=True
+        )

@@ -5,12 +5,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from peft_cbpt.commands.adapters import adapter_folder, load_adapter, load_base
+from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import folder_first, parse
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output
+from peft_cbpt.hub.opening import adapter_folder, load_adapter, load_base
 
 STAGING_FOLDER = ".incomplete"
+
+
+PAGE = HelpPage("export", "peft-cbpt export out --output_dir my/purified-clip")
 
 
 @dataclass
@@ -33,7 +37,7 @@ class ExportArguments:
 
 def export(argv: Sequence[str]) -> None:
     """Run the command; see docs/export.md."""
-    (arguments,) = parse([ExportArguments], folder_first(argv), __doc__ or "")
+    (arguments,) = parse([ExportArguments], folder_first(argv), __doc__ or "", PAGE)
     folder = adapter_folder(arguments.folder)
     output = prepare_output(arguments.output_dir)
     if output.resolve() == folder.resolve():

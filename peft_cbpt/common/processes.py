@@ -94,3 +94,8 @@ def gather_rows(own: Tensor, sizes: list[int]) -> Tensor:
         return own
     gathered: Tensor = _GatherRows.apply(own, sizes, state.process_index)
     return gathered
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes files."""
+    return PartialState().is_main_process

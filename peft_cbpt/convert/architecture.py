@@ -1,7 +1,6 @@
 """Which CLIP a checkpoint holds, read off the shapes of its weights and never off a name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -12,130 +11,92 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.convert.layout import is_resnet
 
 HEAD_WIDTH = 64
-PATCHLESS = 0
+WIDER_HEADS = {1280: 80, 1408: 88, 1664: 104}
+"""Width of the attention heads of ViT-H, g and bigG by the image tower's width; the weights do not tell."""
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """What tells published CLIPs apart; `patch_size` is 0 for ResNets, `depths` has one number for ViTs."""
-
-    depths: tuple[int, ...]
-    width: int
-    patch_size: int
-    image_size: int
-    text_depth: int
-    text_width: int
-    embed_dim: int
-
-
-ARCHITECTURES = {
-    "ViT-B/32": Shapes((12,), 768, 32, 224, 12, 512, 512),
-    "ViT-B/16": Shapes((12,), 768, 16, 224, 12, 512, 512),
-    "ViT-L/14": Shapes((24,), 1024, 14, 224, 12, 768, 768),
-    "ViT-L/14@336px": Shapes((24,), 1024, 14, 336, 12, 768, 768),
-    "RN50": Shapes((3, 4, 6, 3), 64, PATCHLESS, 224, 12, 512, 1024),
-    "RN101": Shapes((3, 4, 23, 3), 64, PATCHLESS, 224, 12, 512, 512),
-    "RN50x4": Shapes((4, 6, 10, 6), 80, PATCHLESS, 288, 12, 640, 640),
-    "RN50x16": Shapes((6, 8, 18, 8), 96, PATCHLESS, 384, 12, 768, 768),
-    "RN50x64": Shapes((3, 15, 36, 10), 128, PATCHLESS, 448, 12, 1024, 1024),
+FAMILIES = {
+    "logit_bias": "a SigLIP",
+    "visual.trunk.": "a CLIP with an image tower of timm, such as EVA or MobileCLIP",
+    "visual.blocks.": "an EVA-CLIP",
+    "text_decoder.": "a CoCa",
+    "transformer.embeddings.": "a CLIP with a BERT for its text tower, such as ALIGN, AltCLIP or ChineseCLIP",
+    "bert.": "a ChineseCLIP",
 }
+"""What the beginning of a weight's name tells of models that are not served."""
 
 
-def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
-    """The shapes of a state dict in OpenAI's layout.
+def check_family(state: Mapping[str, Tensor]) -> None:
+    """Raises an InputError for a model of another family than plain CLIPs."""
+    for beginning, family in FAMILIES.items():
+        if name := next((name for name in state if name.startswith(beginning)), None):
+            raise InputError(f"the checkpoint is {family}, which is not served: it has {name}")
+
+
+def config_of(state: Mapping[str, Tensor], activation: str, head_width: int | None = None) -> CLIPConfig:
+    """The transformers config of a state dict in OpenAI's layout.
+
+    Args:
+        state: The weights.
+        activation: `quick_gelu` or `gelu`.
+        head_width: Of the attention in a ViT; 64 by default, and that of ViT-H, g or bigG for towers of their widths.
 
     Raises:
-        InputError: if it lacks the weights that tell.
+        InputError: if it lacks the weights that tell, or is no CLIP that transformers can hold.
     """
     try:
-        text = {
-            "text_depth": _count(state, "transformer.resblocks."),
-            "text_width": state["ln_final.weight"].shape[0],
-            "embed_dim": state["text_projection"].shape[1],
-        }
-        if is_resnet(state):
-            grid = _grid(state["visual.attnpool.positional_embedding"])
-            return Shapes(
-                depths=tuple(_count(state, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
-                width=state["visual.layer1.0.conv1.weight"].shape[0],
-                patch_size=PATCHLESS,
-                image_size=32 * grid,
-                **text,
-            )
-        patch_size = state["visual.conv1.weight"].shape[-1]
-        return Shapes(
-            depths=(_count(state, "visual.transformer.resblocks."),),
-            width=state["visual.conv1.weight"].shape[0],
-            patch_size=patch_size,
-            image_size=patch_size * _grid(state["visual.positional_embedding"]),
-            **text,
+        width = state["ln_final.weight"].shape[0]
+        vocab_size, projection_dim = state["token_embedding.weight"].shape[0], state["text_projection"].shape[1]
+        text = CLIPTextConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+            num_hidden_layers=_count(state, "transformer.resblocks."),
+            num_attention_heads=_heads(width, HEAD_WIDTH),
+            max_position_embeddings=state["positional_embedding"].shape[0],
+            projection_dim=projection_dim,
+            hidden_act=activation,
+            bos_token_id=vocab_size - 2,  # as in CLIP's vocabulary
+            eos_token_id=vocab_size - 1,
+            pad_token_id=vocab_size - 1,
         )
+        parts: dict[str, Any] = {"text_config": text.to_dict(), "projection_dim": projection_dim}
+        if is_resnet(state):
+            width = state["visual.layer1.0.conv1.weight"].shape[0]
+            resnet = CLIPResNetVisionConfig(
+                depths=[_count(state, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)],
+                width=width,
+                num_attention_heads=_heads(32 * width, HEAD_WIDTH),
+                image_size=32 * _grid(state["visual.attnpool.positional_embedding"]),
+                projection_dim=projection_dim,
+            )
+            return CLIPResNetConfig(vision_config=resnet.to_dict(), **parts)
+        width, _, patch_size, _ = state["visual.conv1.weight"].shape
+        vit = CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+            num_hidden_layers=_count(state, "visual.transformer.resblocks."),
+            num_attention_heads=_heads(width, head_width or WIDER_HEADS.get(width, HEAD_WIDTH)),
+            image_size=patch_size * _grid(state["visual.positional_embedding"]),
+            patch_size=patch_size,
+            projection_dim=projection_dim,
+            hidden_act=activation,
+        )
+        return CLIPConfig(vision_config=vit.to_dict(), **parts)
     except (KeyError, IndexError) as error:
         raise InputError(
             f"the checkpoint is no CLIP that can be recognised: it lacks a usable {error}, which tells its kind"
         ) from error
 
 
-def recognise(state: Mapping[str, Tensor]) -> str:
-    """The name of the architecture of a state dict in OpenAI's layout: a key of `ARCHITECTURES`.
-
-    Raises:
-        InputError: if it is none of them.
-    """
-    shapes = shapes_of(state)
-    for name, known in ARCHITECTURES.items():
-        if shapes == known:
-            return name
-    raise InputError(
-        f"the checkpoint's shapes are those of no recognised CLIP ({', '.join(ARCHITECTURES)}): it has {shapes}; "
-        "convert it to a transformers folder with the tools of whoever trained it"
-    )
-
-
-def config_for(name: str, vocab_size: int, num_positions: int, activation: str) -> CLIPConfig:
-    """The transformers config of a recognised architecture.
-
-    Args:
-        name: A key of `ARCHITECTURES`.
-        vocab_size: Rows of the token embedding; the last is EOS, the one before BOS, as in CLIP's vocabulary.
-        num_positions: Rows of the text tower's positions.
-        activation: `quick_gelu` or `gelu`.
-    """
-    shapes = ARCHITECTURES[name]
-    text = CLIPTextConfig(
-        vocab_size=vocab_size,
-        hidden_size=shapes.text_width,
-        intermediate_size=4 * shapes.text_width,
-        num_hidden_layers=shapes.text_depth,
-        num_attention_heads=shapes.text_width // HEAD_WIDTH,
-        max_position_embeddings=num_positions,
-        projection_dim=shapes.embed_dim,
-        hidden_act=activation,
-        bos_token_id=vocab_size - 2,
-        eos_token_id=vocab_size - 1,
-        pad_token_id=vocab_size - 1,
-    )
-    parts: dict[str, Any] = {"text_config": text.to_dict(), "projection_dim": shapes.embed_dim}
-    if shapes.patch_size == PATCHLESS:
-        resnet = CLIPResNetVisionConfig(
-            depths=list(shapes.depths),
-            width=shapes.width,
-            num_attention_heads=32 * shapes.width // HEAD_WIDTH,
-            image_size=shapes.image_size,
-            projection_dim=shapes.embed_dim,
-        )
-        return CLIPResNetConfig(vision_config=resnet.to_dict(), **parts)
-    vit = CLIPVisionConfig(
-        hidden_size=shapes.width,
-        intermediate_size=4 * shapes.width,
-        num_hidden_layers=shapes.depths[0],
-        num_attention_heads=shapes.width // HEAD_WIDTH,
-        image_size=shapes.image_size,
-        patch_size=shapes.patch_size,
-        projection_dim=shapes.embed_dim,
-        hidden_act=activation,
-    )
-    return CLIPConfig(vision_config=vit.to_dict(), **parts)
+def described(config: CLIPConfig) -> str:
+    """A tower in words, such as `ViT of 12 layers of 768, patches of 32, images of 224`."""
+    vision: Any = config.vision_config
+    if isinstance(config, CLIPResNetConfig):
+        blocks = "-".join(map(str, vision.depths))
+        return f"ResNet of {blocks} blocks from {vision.width} channels, images of {vision.image_size}"
+    layers = f"{vision.num_hidden_layers} layers of {vision.hidden_size}"
+    return f"ViT of {layers}, patches of {vision.patch_size}, images of {vision.image_size}"
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
@@ -144,6 +105,16 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + max(numbers, default=-1)
 
 
+def _heads(width: int, head_width: int) -> int:
+    if width % head_width:
+        raise InputError(f"a tower of width {width} has no heads of {head_width}: the checkpoint is no plain CLIP")
+    return width // head_width
+
+
 def _grid(positions: Tensor) -> int:
     """Side of the square of places that a table of positions has, the one for the class or mean left out."""
-    return round((positions.shape[0] - 1) ** 0.5)
+    places = positions.shape[0] - 1
+    side = round(places**0.5)
+    if side**2 != places:
+        raise InputError(f"the image tower has {places} places, which are no square: only square images are served")
+    return side

@@ -6,23 +6,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.convert import unsafe
 
-# Where training code puts the weights beside optimiser and epoch.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PARALLEL_PREFIX = "module."
+# Where training code puts the weights beside optimiser and epoch; the first that is there counts.
+WRAPPERS = ("state_dict", "model_state_dict", "state_dict_ema", "model")
+# What parallel training, torch.compile, Lightning and wrapping modules put before every name, in any order.
+PREFIXES = ("module.", "_orig_mod.", "model.", "clip_model.")
+# Figures of the training run are often numpy scalars, which are numbers and run no code.
+HARMLESS: list[Any] = [
+    np.dtype,
+    *((np.float64(0).__reduce__()[0], f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
+    *{type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")},
+]
 ALLOW = "give --allow-unsafe if you trust whoever made the file"
 
 
 def read_weights(file: Path, allow_unsafe: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file, a torch pickle or a TorchScript archive, by name, on the CPU.
 
-    Weights within a training checkpoint are found, and the `module.` of parallel training is taken off the names.
+    Weights within a training checkpoint are found, and `PREFIXES` are taken off the names.
 
     Args:
         file: The checkpoint.
@@ -39,7 +47,7 @@ def read_weights(file: Path, allow_unsafe: bool = False) -> dict[str, Tensor]:
         raise
     except Exception as error:  # damaged files raise errors of many kinds
         raise InputError(
-            f"cannot read {file}: it is damaged or no checkpoint; download it again ({_first_line(error)})"
+            f"cannot read {file}: it is damaged or no checkpoint; download it again ({first_line(error)})"
         ) from error
     return _unwrapped(content, file)
 
@@ -57,7 +65,8 @@ def _read(file: Path, allow_unsafe: bool) -> Any:
             f"it is loaded; {ALLOW}, or convert a copy in safetensors"
         )
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         if "Weights only load failed" not in str(error):
             raise
@@ -89,10 +98,6 @@ def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
     if odd is not None:
         raise InputError(f"{file} holds no state dict: {odd!r} is a {type(content[odd]).__name__}, not a tensor")
     weights = dict(content)
-    while all(name.startswith(PARALLEL_PREFIX) for name in weights):
-        weights = {name.removeprefix(PARALLEL_PREFIX): value for name, value in weights.items()}
+    while prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in weights)), None):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

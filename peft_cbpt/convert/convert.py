@@ -7,26 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
 from peft_cbpt.clip.loading import MODEL_TYPES
-from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel
-from peft_cbpt.common.errors import InputError
-from peft_cbpt.convert.architecture import ARCHITECTURES, config_for, recognise, shapes_of
+from peft_cbpt.common.errors import InputError, first_line
+from peft_cbpt.convert.architecture import check_family, config_of
 from peft_cbpt.convert.checkpoints import read_weights
-from peft_cbpt.convert.layout import is_bookkeeping, to_openai, to_transformers
-from peft_cbpt.convert.reference import image_features, text_features
-from peft_cbpt.tuner.base import LEGACY_EOS_TOKEN_ID
+from peft_cbpt.convert.layout import is_bookkeeping, to_openai, to_transformers, without_text_module
 
 OPENAI_FILE = "openai_state_dict.safetensors"
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 DEFAULT_ACTIVATION = "quick_gelu"
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,14 @@ class Checkpoint:
     Args:
         weights: In OpenAI's layout, float32, nothing but weights.
         config: The transformers config that goes with them.
-        architecture: A key of `ARCHITECTURES`, or "custom" for a transformers folder of other shapes.
         folder: The transformers folder it comes from, which also has tokenizer and image processor; else None.
     """
 
     weights: dict[str, Tensor]
     config: CLIPConfig
-    architecture: str
     folder: Path | None = None
-    normalization: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """`image_mean` and `image_std` where a checkpoint has others than OpenAI's."""
+    images: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `CLIPImageProcessor` where a checkpoint has others than OpenAI's."""
 
     @property
     def activation(self) -> str:
@@ -64,41 +61,43 @@ def read_checkpoint(source: str, activation: str | None = None, allow_unsafe: bo
         allow_unsafe: Also read files that run code when they are loaded.
 
     Raises:
-        InputError: if it cannot be read, is of no recognised architecture, or weights are missing or left over.
+        InputError: if it cannot be read, is no CLIP, or weights are missing, left over or not finite.
     """
     path = Path(source).expanduser()
     if not path.exists():
         raise InputError(f"there is no checkpoint {source}: give a file or a folder")
-    if path.is_dir() and (path / "config.json").is_file():
-        return _read_transformers(path, activation, allow_unsafe)
-    said: str | None = activation
-    normalization: dict[str, list[float]] = {}
+    said, files = OpenClipSettings(), [path]
     if path.is_dir():
-        if not (path / OPEN_CLIP_CONFIG).is_file():
+        is_transformers = (path / "config.json").is_file() and not any(path.glob("open_clip_*model*"))
+        if not is_transformers and (path / OPEN_CLIP_CONFIG).is_file():  # also beside a config.json in timm's form
+            said, files = _open_clip_settings(path / OPEN_CLIP_CONFIG), _weight_files(path, OPEN_CLIP_FILES)
+        elif (path / "config.json").is_file():
+            return _read_transformers(path, activation, allow_unsafe)
+        else:
             raise InputError(
                 f"the folder {source} has no config.json or {OPEN_CLIP_CONFIG}: give the checkpoint's file"
             )
-        found, normalization = _open_clip_settings(path / OPEN_CLIP_CONFIG)
-        said = activation or found
-        path = _weight_files(path)[0]
-    weights = read_weights(path, allow_unsafe)
+    weights = without_text_module(_read_all(files, allow_unsafe))
+    check_family(weights)
     if any(name.startswith("vision_model.") for name in weights):
         weights = to_openai(weights)
-    return replace(checkpoint_of(weights, said or DEFAULT_ACTIVATION, str(path)), normalization=normalization)
+    checkpoint = checkpoint_of(weights, activation or said.activation, str(path), said.head_width)
+    return replace(checkpoint, images=said.images)
 
 
 def checkpoint_of(
-    weights: Mapping[str, Tensor], activation: str = DEFAULT_ACTIVATION, source: str = "the state dict"
+    weights: Mapping[str, Tensor],
+    activation: str = DEFAULT_ACTIVATION,
+    source: str = "the state dict",
+    head_width: int | None = None,
 ) -> Checkpoint:
-    """A state dict in OpenAI's layout as a checkpoint.
+    """A state dict in OpenAI's layout as a checkpoint; `head_width` as of `architecture.config_of`.
 
     Raises:
-        InputError: if it is of no recognised architecture, or weights are missing or left over.
+        InputError: if it is no CLIP, or weights are missing, left over or not finite.
     """
-    name = recognise(weights)
-    vocab_size, num_positions = (_rows(weights, key) for key in ("token_embedding.weight", "positional_embedding"))
-    config = config_for(name, vocab_size, num_positions, activation)
-    return Checkpoint(_checked(weights, config, source), config, name)
+    config = config_of(weights, activation, head_width)
+    return Checkpoint(_checked(weights, config, source), config)
 
 
 def build_model(checkpoint: Checkpoint) -> CLIPModel:
@@ -109,59 +108,6 @@ def build_model(checkpoint: Checkpoint) -> CLIPModel:
     model_class = CLIPResNetModel if isinstance(checkpoint.config, CLIPResNetConfig) else CLIPModel
     model: Any = model_class.from_pretrained(None, config=checkpoint.config, state_dict=weights)
     return model
-
-
-@torch.no_grad()
-def feature_difference(weights: Mapping[str, Tensor], model: CLIPModel, seed: int = 0) -> tuple[float, float]:
-    """How far a model's features are from those of the weights in OpenAI's layout, computed without the model's code.
-
-    Two seeded noise images and two seeded token rows, one of full length, go through `clip.reference` and through the
-    model.
-
-    Returns:
-        Largest differences of image and of text features, all of unit norm.
-    """
-    config: Any = model.config
-    text, vision = config.text_config, config.vision_config
-    generator = torch.Generator().manual_seed(seed)
-    pixels = PixelNormalizer()(torch.rand(2, 3, vision.image_size, vision.image_size, generator=generator))
-    length, eos = text.max_position_embeddings, text.vocab_size - 1
-    ids = torch.randint(1, text.vocab_size - 2, (2, length), generator=generator)
-    eos_places = torch.tensor([length - 1, length // 2])
-    if text.eos_token_id != LEGACY_EOS_TOKEN_ID:
-        eos = text.eos_token_id
-        ids[ids == eos] = 0
-    ids[torch.arange(2), eos_places] = eos
-    strides = tuple(getattr(vision, "strides", ()))
-    act = getattr(vision, "hidden_act", text.hidden_act)
-    expected = (
-        image_features(weights, pixels, vision.num_attention_heads, act, strides),
-        text_features(weights, ids, text.num_attention_heads, text.hidden_act, eos_places),
-    )
-    found = (
-        model.get_image_features(pixel_values=pixels).pooler_output,
-        model.get_text_features(input_ids=ids).pooler_output,
-    )
-    images, texts = (
-        (F.normalize(one, dim=-1) - F.normalize(other, dim=-1)).abs().max().item()
-        for one, other in zip(expected, found, strict=True)
-    )
-    return images, texts
-
-
-def check_features(weights: Mapping[str, Tensor], model: CLIPModel) -> tuple[float, float]:
-    """`feature_difference`, refused above `TOLERANCE`.
-
-    Raises:
-        InputError: if the model gives other features than the weights it was made from, or no finite ones.
-    """
-    differences = feature_difference(weights, model)
-    if not max(differences) <= TOLERANCE:
-        raise InputError(
-            f"the converted model's features differ from the source's by {differences[0]:.1e} (images) and "
-            f"{differences[1]:.1e} (texts), or are not finite: nothing was written"
-        )
-    return differences
 
 
 def save_transformers(
@@ -194,60 +140,90 @@ def _image_processor(checkpoint: Checkpoint, side: int) -> CLIPImageProcessorPil
     """The folder's own, or CLIP's at the model's resolution where there is none."""
     folder = checkpoint.folder
     if folder is None or not any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
-        size, crop = {"shortest_edge": side}, {"height": side, "width": side}
-        return CLIPImageProcessorPil(size=size, crop_size=crop, **checkpoint.normalization)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+        settings |= checkpoint.images
+        if settings.pop("squash", False):
+            settings["size"] = settings["crop_size"]
+        return CLIPImageProcessorPil(**settings)
     try:
         return CLIPImageProcessorPil.from_pretrained(folder)
     except Exception as error:  # damaged files raise errors of many kinds
-        raise InputError(f"cannot read the image processor in {folder}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot read the image processor in {folder}: {first_line(error)}") from error
 
 
 def _read_transformers(folder: Path, activation: str | None, allow_unsafe: bool) -> Checkpoint:
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # damaged files raise errors of many kinds
-        raise InputError(f"cannot read {folder / 'config.json'}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot read {folder / 'config.json'}: {first_line(error)}") from error
     if config.model_type not in MODEL_TYPES:
         raise InputError(f"{folder} is a {config.model_type!r} model, not a CLIP: give a CLIP checkpoint")
     if activation not in (None, config.text_config.hidden_act):
         raise InputError(
             f"the config of {folder} says {config.text_config.hidden_act}, not {activation}: mend it there"
         )
-    weights: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        weights |= read_weights(file, allow_unsafe)
+    weights = _read_all(_weight_files(folder, TRANSFORMERS_FILES), allow_unsafe)
     weights = _checked(to_openai(weights), config, str(folder))
-    shapes = shapes_of(weights)
-    name = next((name for name, known in ARCHITECTURES.items() if known == shapes), "custom")
-    return Checkpoint(weights, config, name, folder)
+    return Checkpoint(weights, config, folder)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    for pattern in ("model*.safetensors", "open_clip*.safetensors", "pytorch_model*.bin", "open_clip*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise InputError(f"the folder {folder} holds no weights (model.safetensors or pytorch_model.bin)")
+def _weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The first of the named files that is there, or the shards that its index lists; never some of two."""
+    for name in names:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise InputError(f"cannot read {index}: download it again ({first_line(error)})") from error
+            return sorted(folder / shard for shard in shards)
+    raise InputError(f"the folder {folder} holds no weights: it has no {' or '.join(names)}")
 
 
-def _open_clip_settings(file: Path) -> tuple[str, dict[str, list[float]]]:
-    """Activation, and mean and standard deviation of the pixels where they are said."""
+def _read_all(files: Sequence[Path], allow_unsafe: bool) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= read_weights(file, allow_unsafe)
+    return weights
+
+
+@dataclass(frozen=True)
+class OpenClipSettings:
+    """What `open_clip_config.json` says and weights do not."""
+
+    activation: str = DEFAULT_ACTIVATION
+    head_width: int | None = None
+    images: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _open_clip_settings(file: Path) -> OpenClipSettings:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        images = content.get("preprocess_cfg", {})
-        normalization = {f"image_{name}": list(images[name]) for name in ("mean", "std") if name in images}
-        return "quick_gelu" if content["model_cfg"].get("quick_gelu") else "gelu", normalization
+        images, model = content.get("preprocess_cfg", {}), content["model_cfg"]
+        return OpenClipSettings(
+            "quick_gelu" if model.get("quick_gelu") else "gelu",
+            model.get("vision_cfg", {}).get("head_width"),
+            _image_settings(images, file),
+        )
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"cannot read {file}: {type(error).__name__}; give the weights' file instead") from error
 
 
-def _rows(weights: Mapping[str, Tensor], name: str) -> int:
-    if name not in weights:
-        raise InputError(f"the checkpoint lacks {name}: it is incomplete or no CLIP")
-    return weights[name].shape[0]
+def _image_settings(images: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """`preprocess_cfg` as settings of `CLIPImageProcessor`; `squash` for images that are not cropped."""
+    settings: dict[str, Any] = {f"image_{name}": list(images[name]) for name in ("mean", "std") if name in images}
+    interpolation, mode = images.get("interpolation", "bicubic"), images.get("resize_mode", "shortest")
+    if interpolation not in INTERPOLATIONS or mode not in ("shortest", "squash"):
+        raise InputError(f"images are resized by {interpolation} and {mode} in {file}, which is not served")
+    return settings | {"resample": INTERPOLATIONS[interpolation], "squash": mode == "squash"}
 
 
 def _checked(weights: Mapping[str, Tensor], config: CLIPConfig, source: str) -> dict[str, Tensor]:
-    """The weights that the config asks for, none missing or left over, without bookkeeping.
+    """The weights that the config asks for, all finite, none missing or left over, without bookkeeping.
 
     Raises:
         InputError: if they do not go together.
@@ -268,6 +244,8 @@ def _checked(weights: Mapping[str, Tensor], config: CLIPConfig, source: str) -> 
     if wrong:
         shapes = f"{tuple(weights[wrong[0]].shape)} for {tuple(expected[wrong[0]].shape)}"
         raise InputError(f"{source} has {len(wrong)} weights of other shapes, such as {wrong[0]}: {shapes}")
+    if broken := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
+        raise InputError(f"the weight {broken[0]} of {source} is not finite: the checkpoint is damaged")
     return weights
 
 

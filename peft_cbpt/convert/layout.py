@@ -61,6 +61,11 @@ def is_resnet(state: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(("visual.layer", "vision_model.layer")) for name in state)
 
 
+def without_text_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights with the text tower's at the top, which OpenCLIP's `custom_text` models keep in `text.`."""
+    return {name.removeprefix("text."): value for name, value in state.items()}
+
+
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """OpenAI's names to transformers'; names that are not OpenAI's stay."""
     pairs = (*_TEXT, *(_RESNET if is_resnet(state) else _VIT))

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 
 VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 PACKAGES = ("clip-anytorch", "open-clip-torch", "openai-clip")
@@ -26,7 +26,7 @@ def find_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name_or_path)
     except Exception as error:  # a missing or damaged tokenizer raises errors of many kinds
-        raise InputError(f"cannot load a tokenizer from {name_or_path}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot load a tokenizer from {name_or_path}: {first_line(error)}") from error
 
 
 def build_tokenizer(file: Path) -> CLIPTokenizer:

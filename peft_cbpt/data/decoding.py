@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.data.tars import open_member
 
 MAX_ASPECT_RATIO = 16
@@ -49,8 +49,7 @@ def read_image(value: Any, sample_id: str) -> Image.Image:
     except UnreadableImage:
         raise
     except Exception as error:  # damaged files raise errors of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnreadableImage(sample_id, _without_folder(reason, value)) from error
+        raise UnreadableImage(sample_id, _without_folder(first_line(error), value)) from error
 
 
 def _without_folder(reason: str, value: Any) -> str:
@@ -111,16 +110,5 @@ def model_pixels(image: Image.Image, image_processor: CLIPImageProcessorPil) -> 
     if max(image.size) > longest:
         left, top = (max(0, side - longest) // 2 for side in image.size)
         image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
-    shortest_edge, crop = image_processor.size.get("shortest_edge"), image_processor.crop_size
-    side = crop["height"]
-    usual = image_processor.do_resize and image_processor.do_center_crop and crop["width"] == side
-    if not (usual and shortest_edge and shortest_edge >= side and not image_processor.size.get("longest_edge")):
-        array = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values[0]
-        return torch.from_numpy(np.asarray(array)).to(torch.uint8)
-    # the same for the usual settings, without conversions between Pillow and numpy
-    short = min(image.size)
-    width, height = (shortest_edge if edge == short else int(shortest_edge * edge / short) for edge in image.size)
-    image = image.resize((width, height), image_processor.resample)
-    left, top = (width - side) // 2, (height - side) // 2
-    pixels = np.array(image.crop((left, top, left + side, top + side)))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    array = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values[0]
+    return torch.from_numpy(np.asarray(array)).to(torch.uint8)

@@ -21,13 +21,23 @@ from peft_cbpt.data.labels import (
     space_of_feature,
 )
 from peft_cbpt.data.skipping import Skipped
-from peft_cbpt.data.sources import Rows, find_column, keep_encoded, open_hub_copy, open_source, row_prefix
+from peft_cbpt.data.sources import (
+    Rows,
+    find_column,
+    keep_encoded,
+    open_hub_copy,
+    open_source,
+    row_prefix,
+    with_sample_ids,
+)
 from peft_cbpt.pocket.atlas import class_names as pocket_class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
 
+GIVEN = "the dataset given"
+
 
 def load_labelled_images(
-    name: str,
+    name: str | datasets.Dataset,
     split: str,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
@@ -40,8 +50,8 @@ def load_labelled_images(
 
     Args:
         name: `pocket:DOMAIN`; a member of the ImageNet family (`imagenet-v2`, `imagenet-v2:PATH`, or a Hub id); or
-            anything that `sources.open_source` takes.
-        split: Name of the split.
+            anything that `sources.open_source` takes; or rows that are loaded already.
+        split: Name of the split, which loaded rows have been chosen by.
         class_names: The classes to keep, in label order; all of the dataset's by default.
         num_classes: Keep only the first so many classes.
         image_column: Column of images; `image` also means a webdataset's `jpg`, `png` or `webp`.
@@ -55,10 +65,11 @@ def load_labelled_images(
     Raises:
         InputError: if there is no such dataset, split, column or class, or a class without images.
     """
-    if name.startswith("pocket:"):
+    if isinstance(name, str) and name.startswith("pocket:"):
         kept = kept_classes(pocket_class_names(), class_names, num_classes, name)
         return pocket_dataset(name.removeprefix("pocket:"), split, images_per_class, kept)
     source = open_labelled(name, split, image_column, label_column, class_names_file)
+    name = name if isinstance(name, str) else GIVEN
     rows: Any = source.rows
     feature, written = rows.features[source.label_column], list(rows[source.label_column])
     space = source.space or _own_space(feature, written, name, source.label_column)
@@ -97,11 +108,18 @@ class LabelledSource:
 
 
 def open_labelled(
-    name: str, split: str, image_column: str, label_column: str, class_names_file: str | None, streaming: bool = False
+    name: str | datasets.Dataset,
+    split: str,
+    image_column: str,
+    label_column: str,
+    class_names_file: str | None,
+    streaming: bool = False,
 ) -> LabelledSource:
     """Open any dataset but the pocket world's; arguments as of `load_labelled_images` and `sources.open_source`."""
     space = read_class_names(class_names_file) if class_names_file else None
-    if found := find_variant(name):
+    if isinstance(name, datasets.Dataset):
+        rows, prefix, name = with_sample_ids(name.with_format(None), "rows"), "rows", GIVEN
+    elif found := find_variant(name):
         variant, place = found
         space = space or variant.label_space
         if isinstance(place, HubCopy):

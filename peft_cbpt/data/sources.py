@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.data.imagenet import HubCopy
 from peft_cbpt.data.tars import image_suffixes, read_tar_samples
 
@@ -49,7 +49,7 @@ def open_source(name: str, split: str, streaming: bool = False) -> Rows:
         raise InputError(_reason(name, split, error)) from error
     if streaming and isinstance(rows, datasets.IterableDataset):
         return rows
-    return _with_sample_ids(rows, row_prefix(name, split))
+    return with_sample_ids(rows, row_prefix(name, split))
 
 
 def row_prefix(name: str, split: str) -> str:
@@ -78,7 +78,7 @@ def open_hub_copy(copy: HubCopy, split: str, streaming: bool = False) -> Rows:
         rows = datasets.load_dataset("webdataset", data_files=archives, split=theirs, streaming=streaming)
     except Exception as error:
         raise InputError(_reason(copy.hub_id, split, error)) from error
-    return rows if streaming else _with_sample_ids(rows, split)
+    return rows if streaming else with_sample_ids(rows, split)
 
 
 def find_column(columns: Sequence[str], wanted: str, dataset_name: str) -> str:
@@ -235,7 +235,12 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
-def _with_sample_ids(rows: datasets.Dataset, prefix: str) -> datasets.Dataset:
+def with_sample_ids(rows: datasets.Dataset, prefix: str) -> datasets.Dataset:
+    """The rows with a `sample_id` each: their own, the key of a webdataset, or `PREFIX/ROW`.
+
+    Raises:
+        InputError: if a `sample_id` is there twice.
+    """
     if "sample_id" in rows.column_names:
         if len(set(ids := list(rows["sample_id"]))) < len(ids):
             (twice, _), *_ = Counter(ids).most_common(1)
@@ -249,7 +254,7 @@ def _with_sample_ids(rows: datasets.Dataset, prefix: str) -> datasets.Dataset:
 
 
 def _reason(name: str, split: str, error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     if "gated" in str(error).lower():
         return (
             f"the dataset {name} is gated: accept its terms on its page on the Hub, log in with `hf auth login`, and "

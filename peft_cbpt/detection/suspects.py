@@ -48,10 +48,12 @@ class CleanCosines:
     Args:
         own: Mean cosine of every class's images to its own name (n_classes,).
         others: Mean cosine of all images to the names of other classes.
+        spread: Standard deviation of the latter.
     """
 
     own: Tensor
     others: float
+    spread: float
 
 
 def clean_cosines(features: Tensor, labels: Tensor, class_features: Tensor) -> CleanCosines:
@@ -66,16 +68,19 @@ def clean_cosines(features: Tensor, labels: Tensor, class_features: Tensor) -> C
     images = labels.bincount(minlength=n_classes)
     sums = torch.zeros(n_classes, device=features.device)
     sums = sums.index_add_(0, labels, (features * class_features[labels]).sum(1))
-    all_pairs = (features.sum(0) @ class_features.sum(0)).item()
-    others = (all_pairs - sums.sum().item()) / (len(features) * (n_classes - 1))
-    return CleanCosines(sums / images, others)
+    n_pairs = len(features) * (n_classes - 1)
+    own = (features * class_features[labels]).sum(1)
+    others = ((features.sum(0) @ class_features.sum(0)) - own.sum()).item() / n_pairs
+    squares = (((features.T @ features) * (class_features.T @ class_features)).sum() - own.square().sum()).item()
+    return CleanCosines(sums / images, others, max(0.0, squares / n_pairs - others**2) ** 0.5)
 
 
 def reach(features: Tensor, class_features: Tensor, clean: CleanCosines) -> Tensor:
     """How near images under a universal trigger come to every name (n_classes,).
 
     0 is as near as clean images are to the names of other classes, 1 as near as they are to their own (the median
-    class). It depends neither on the number of classes nor on where a CLIP keeps its cosines.
+    class). It depends neither on the number of classes nor on where a CLIP keeps its cosines. A model whose images are
+    no nearer to their own names than they scatter around others' does not know these names: then all are 0.
 
     Args:
         features: Unit-norm (B, D), of images under one trigger.
@@ -84,7 +89,7 @@ def reach(features: Tensor, class_features: Tensor, clean: CleanCosines) -> Tens
     """
     scale = clean.own.quantile(0.5).item() - clean.others
     cosines = class_features @ features.mean(0)
-    return (cosines - clean.others) / scale if scale > 0 else torch.zeros_like(cosines)
+    return (cosines - clean.others) / scale if scale > clean.spread else torch.zeros_like(cosines)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The search for what a backdoor may aim at, in the frozen model and the clean images."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,22 +22,27 @@ from peft_cbpt.detection.suspects import (
     reach,
     suspicion,
 )
-from peft_cbpt.detection.universal import Budget, collapse, universal_trigger
+from peft_cbpt.detection.universal import CONSTANTS, Budget, collapse, universal_trigger
 from peft_cbpt.features.bank import FeatureBank, LoadPixels
 from peft_cbpt.features.store import FeatureStore, fill
 
 SEARCH_IMAGES = 32
-SEARCH_BUDGETS = (Budget(0.036), Budget(0.072), Budget(0.166, pattern=True))
-"""Of the searches with the second, words are tried; the patterns come last."""
+WORDS_BUDGET = Budget(0.072)
+"""Words are tried on what searches with this budget found."""
+SEARCH_BUDGETS = (Budget(0.036), WORDS_BUDGET)
+PATTERN_BUDGETS = (Budget(0.166, pattern=True),)
 PATIENT_BUDGETS = (Budget(0.036, steps=40), Budget(0.05, steps=40))
 """For where nothing was found."""
-ALL_BUDGETS = (*SEARCH_BUDGETS, *PATIENT_BUDGETS)
+ALL_BUDGETS = (*SEARCH_BUDGETS, *PATTERN_BUDGETS, *PATIENT_BUDGETS)
 SEARCHES = 3
 """With each budget, from other starts and on other images: one search may end in another optimum. Budgets of one size
 share starts and images."""
-MOST_WORDS = 2048
 WORDS = 8
-"""For each search, how many words are put before the names, of `MOST_WORDS` at most that are tried alone."""
+"""For each search, how many words are put before the names; all of the vocabulary are tried alone."""
+WORDS_AT_ONCE = 4096
+
+Searches = dict[Budget, list[Tensor]]
+"""Of every budget what its searches found: features (B, D) of images under one trigger each."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,7 @@ def search_rows(labels: Tensor, generator: np.random.Generator) -> list[int]:
 
 
 @torch.no_grad()
-def reach_after_words(
-    searches: list[Tensor], text: FrozenText, clean: CleanCosines, generator: np.random.Generator
-) -> list[Tensor]:
+def reach_after_words(searches: list[Tensor], text: FrozenText, clean: CleanCosines) -> list[Tensor]:
     """`reach` of every name with the word before it that brings it nearest to the images of a search (n_classes,).
 
     A trigger of two keys shows its target only when the text has its key too, and a model that learned such a key from
@@ -84,11 +88,10 @@ def reach_after_words(
         searches: Unit-norm features (B, D) of the images of every search.
         text: The frozen text tower.
         clean: Of the clean images.
-        generator: Chooses among the words if there are more than `MOST_WORDS`.
     """
-    n_words = len(text.words)
-    ids = text.words[torch.from_numpy(generator.permutation(n_words)[:MOST_WORDS]).to(text.words.device)]
-    alone = text.encode_words(ids)
+    ids = text.words
+    parts = tqdm(ids.split(WORDS_AT_ONCE), desc="encoding the vocabulary", leave=False)
+    alone = torch.cat([text.encode_words(part) for part in parts])
     nearest = [ids[(alone @ features.mean(0)).topk(min(WORDS, len(ids))).indices].tolist() for features in searches]
     nearest = from_all_processes(nearest)[0]  # two processes may see a tie otherwise
     tried = sorted({word for words in nearest for word in words})
@@ -125,7 +128,7 @@ def search_for_collapse(
     seed: int,
     store: FeatureStore,
     budgets: Sequence[Budget],
-) -> list[Tensor]:
+) -> Searches:
     """`collapsed_features` of `SEARCHES` searches with each budget, of `ALL_BUDGETS`.
 
     Each process does its share of those that `store` lacks; all call. They are kept flat, by (number of the budget,
@@ -139,15 +142,22 @@ def search_for_collapse(
 
     keys = torch.tensor([(ALL_BUDGETS.index(budget), number) for budget in budgets for number in range(SEARCHES)])
     fill(store, keys, search, 1, "looking for the target")
+    store.save()
     n_images = min(SEARCH_IMAGES, len(bank.labels))
-    return list(store.look_up(keys).unflatten(1, (n_images, -1)).to(bank.features))
+    found = store.look_up(keys).unflatten(1, (n_images, -1)).to(bank.features)
+    return dict(zip(budgets, map(list, found.split(SEARCHES)), strict=True))
+
+
+def search_constants() -> dict[str, Any]:
+    """All that searches depend on beside the model, the images and the seed."""
+    budgets = [asdict(budget) for budget in ALL_BUDGETS]
+    return {"searches": SEARCHES, "images": SEARCH_IMAGES, "budgets": budgets, **CONSTANTS}
 
 
 def find_suspects(
-    search: Callable[[Sequence[Budget]], list[Tensor]],
+    search: Callable[[Sequence[Budget]], Searches],
     bank: FeatureBank,
     text: FrozenText,
-    seed: int,
     evidence: Collection[Evidence] = EVIDENCE,
 ) -> Suspicion:
     """The classes that a backdoor may aim at; all processes must call.
@@ -156,17 +166,16 @@ def find_suspects(
         search: `search_for_collapse`, given all but the budgets.
         bank: The clean images.
         text: The frozen text tower.
-        seed: Seed of the choice of words.
         evidence: The kinds that count.
     """
     clean = clean_cosines(bank.features, bank.labels, text.class_features)
 
-    def reached(collapsed: Sequence[Tensor]) -> list[Tensor]:
-        return [reach(features, text.class_features, clean) for features in collapsed]
+    def reached(found: Searches) -> list[Tensor]:
+        return [reach(features, text.class_features, clean) for one in found.values() for features in one]
 
-    collapsed = search(SEARCH_BUDGETS)
-    searches = reached(collapsed[:-SEARCHES]) if "collapse" in evidence else []
-    patterns = reached(collapsed[-SEARCHES:]) if "pattern" in evidence else []
+    collapsed = search((*SEARCH_BUDGETS, *PATTERN_BUDGETS))
+    searches = reached({budget: collapsed[budget] for budget in SEARCH_BUDGETS}) if "collapse" in evidence else []
+    patterns = reached({budget: collapsed[budget] for budget in PATTERN_BUDGETS}) if "pattern" in evidence else []
 
     def nothing_found() -> bool:
         return any(from_all_processes(not collapsed_names(searches, patterns)))
@@ -175,6 +184,5 @@ def find_suspects(
         searches += reached(search(PATIENT_BUDGETS))
     after_words: list[Tensor] = []
     if "words" in evidence and len(text.words) and nothing_found():
-        largest = collapsed[-2 * SEARCHES : -SEARCHES]
-        after_words = reach_after_words(largest, text, clean, keyed_generator("words", seed))
+        after_words = reach_after_words(collapsed[WORDS_BUDGET], text, clean)
     return from_all_processes(suspicion(clean, searches, patterns, after_words))[0]

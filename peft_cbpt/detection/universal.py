@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.common.ascent import input_gradient
 
 _FIRST_STEP = 1 / 6
 """Length of the first step as a part of the budget's radius; steps shrink linearly to none."""
 _START = 0.7
 MOST_WAVES = 8
 """Across the image, of a pattern; SIG has 6."""
+CONSTANTS = {"first_step": _FIRST_STEP, "start": _START, "waves": MOST_WAVES}
+"""What a trigger depends on beside its budget."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ def collapse(features: Tensor) -> Tensor:
     """Mean cosine between the images of a batch, from unit-norm features (B, D): how alike a trigger makes them.
 
     After DECREE (Feng et al., 2023), which finds backdoors in encoders by triggers under which all images look alike.
+
+    >>> collapse(torch.tensor([[1.0, 0.0], [1.0, 0.0]])), collapse(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    (tensor(1.), tensor(0.))
     """
     return features.mean(0).square().sum()
 
@@ -88,13 +94,13 @@ def universal_trigger(
     if start is not None:
         delta = budget.part_of(start.to(pixels))
         delta = delta * (_START * radius / delta.norm())
+
+    def reached(delta: Tensor) -> Tensor:
+        return objective(encode_image((pixels + delta).clamp(0, 1)))
+
     for step in range(budget.steps):
-        delta.requires_grad_(True)
-        with torch.enable_grad():
-            value = objective(encode_image((pixels + delta).clamp(0, 1)))
-            (gradient,) = torch.autograd.grad(value, delta)
-        gradient = budget.part_of(gradient)
+        gradient = budget.part_of(input_gradient(reached, delta))
         length = radius * _FIRST_STEP * (1 - step / budget.steps)
-        delta = delta.detach() + length * gradient / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
+        delta = delta + length * gradient / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
         delta = delta * (radius / delta.norm()).clamp(max=1)
     return delta

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.common.files import write_json
+from peft_cbpt.common.records import made_now
 from peft_cbpt.evaluation.classifiers import Classifier
 from peft_cbpt.evaluation.eval_sets import EvalSet
 
@@ -33,9 +33,11 @@ def read_cells(output: Path) -> dict[str, dict[str, Any]]:
     return cells
 
 
-def write_cell(output: Path, key: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """Store a cell and return it."""
-    cell = {"key": key, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **figures}
-    (output / CELLS_FOLDER).mkdir(exist_ok=True)
-    write_json(output / CELLS_FOLDER / f"{key[:32]}.json", cell)
+def write_cell(output: Path | None, key: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """Store a cell, where there is a folder, and return it."""
+    made = made_now()
+    cell = {"key": key, "date": made["date"], "commit": made["commit"], **figures}
+    if output:
+        (output / CELLS_FOLDER).mkdir(exist_ok=True)
+        write_json(output / CELLS_FOLDER / f"{key[:32]}.json", cell)
     return cell

@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
-from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.evaluation.measure import template_text_features
-from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.pocket.model import open_clip, resolve_model
 from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import computation, weights_fingerprint
 
 TEMPLATE = "template"
+ADAPTED = "adapted"
+"""Name of the classifier of a model whose adapter is loaded already."""
 # Where an adapter came from does not change what it answers.
 _NOT_HASHED = ("base_model_name_or_path", "revision", "inference_mode", "tokenizer_name_or_path", "auto_mapping")
 
@@ -45,14 +48,47 @@ class Classifier:
     class_features: Callable[[Sequence[str], Attack | None], Tensor]
 
 
+def adapter_features(model: PeftModel, clip: LoadedCLIP, adapter: bool = True) -> Callable[[str], Tensor]:
+    """From a text trigger, empty for none, to features (n_classes, D) of a CBPT adapter's prompts after it.
+
+    Without `adapter` they are those of the template prompts.
+    """
+
+    @cache
+    @torch.no_grad()
+    def features(text_trigger: str) -> Tensor:
+        model.eval()
+        with nullcontext() if adapter else model.disable_adapter():
+            return model.encode_class_prompts(prefix_ids=clip.word_ids(text_trigger)).cpu()
+
+    return features
+
+
+def check_room(model: PeftModel, clip: LoadedCLIP, attacks: Mapping[str, Attack]) -> None:
+    """See that attacks' text triggers fit before the longest prompt of an adapter, learned or of its template.
+
+    Raises:
+        InputError: if one does not.
+    """
+    with model.disable_adapter():
+        longest = max(model.class_prompt_lengths())
+    room = clip.max_text_length - max(longest, *model.class_prompt_lengths())
+    for name, attack in attacks.items():
+        if (needed := len(clip.word_ids(attack.text_trigger))) > room:
+            raise InputError(
+                f"the text trigger of {name} has {needed} tokens, but before the prompts is room for {room}: "
+                "lower num_context_tokens, or leave this attack out"
+            )
+
+
 def open_classifiers(
-    names: Sequence[str], base: LoadedCLIP, template: str, text_triggers: Sequence[str] = ()
+    names: Sequence[str | PeftModel], base: LoadedCLIP, template: str, text_triggers: Sequence[str] = ()
 ) -> list[Classifier]:
     """Open classifiers by name.
 
     Args:
         names: `template` for the base model's own zero-shot head; the folder or Hub id of a CBPT adapter, of another
-            PEFT adapter (such as LoRA), or of a whole CLIP; or `pocket:NAME`.
+            PEFT adapter (such as LoRA), or of a whole CLIP; `pocket:NAME`; or an adapted base that is loaded already.
         base: The model that adapters belong to.
         template: The prompt of all but CBPT adapters.
         text_triggers: What attacks put before the prompts.
@@ -72,18 +108,22 @@ def clip_fingerprint(clip: LoadedCLIP) -> str:
 
 
 def _open(
-    name: str, base: LoadedCLIP, base_fingerprint: str, template: str, text_triggers: Sequence[str]
+    given: str | PeftModel, base: LoadedCLIP, base_fingerprint: str, template: str, text_triggers: Sequence[str]
 ) -> Classifier:
-    if name == TEMPLATE:
+    if given == TEMPLATE:
         fingerprint = _hash(base_fingerprint, template)
-        return Classifier(name, "template", base, fingerprint, _template_features(base, template))
-    config = _adapter_config(name)
+        return Classifier(TEMPLATE, "template", base, fingerprint, _template_features(base, template))
+    name = given if isinstance(given, str) else ADAPTED
+    config = _adapter_config(given) if isinstance(given, str) else given.active_peft_config
     if isinstance(config, CBPTConfig):
-        return _open_cbpt(name, config, base, base_fingerprint, text_triggers)
-    if config is not None:
-        clip, kind = _with_adapter(name, base), "peft"
-    else:
-        clip, kind = load_clip(resolve_model(name)), "model"
+        model = _attach(given, base) if isinstance(given, str) else given
+        classifier = _cbpt_classifier(name, model, config, base, base_fingerprint, text_triggers)
+        if model is not given:
+            model.unload()
+        return classifier
+    clip, kind = base, "peft"
+    if isinstance(given, str):
+        clip, kind = (_with_adapter(given, base), "peft") if config else (open_clip(given), "model")
     settings = {} if config is None else _settings(config)
     fingerprint = _hash(clip_fingerprint(clip), template, settings)
     return Classifier(name, kind, clip, fingerprint, _template_features(clip, template))
@@ -122,24 +162,24 @@ def _check_room(clip: LoadedCLIP, class_names: Sequence[str], template: str, tex
         )
 
 
-def _open_cbpt(
-    name: str, config: CBPTConfig, base: LoadedCLIP, base_fingerprint: str, text_triggers: Sequence[str]
+def _cbpt_classifier(
+    name: str,
+    model: PeftModel,
+    config: CBPTConfig,
+    base: LoadedCLIP,
+    base_fingerprint: str,
+    text_triggers: Sequence[str],
 ) -> Classifier:
-    model = _attach(name, base)
-    model.eval()
     known = {class_name: row for row, class_name in enumerate(model.class_names)}  # with single spaces
-    context = next(value for key, value in model.state_dict().items() if key.endswith("cbpt_context.default"))
+    context = next(
+        value for key, value in model.state_dict().items() if key.endswith(f"cbpt_context.{model.active_adapter}")
+    )
     content = hashlib.sha256(context.detach().float().cpu().numpy().tobytes()).hexdigest()
-    features_after = {}
-    for text_trigger in {"", *text_triggers}:
-        try:
-            with torch.no_grad():
-                features_after[text_trigger] = model.encode_class_prompts(prefix_ids=base.word_ids(text_trigger)).cpu()
-        except ValueError as error:
-            raise InputError(
-                f"the adapter {name} cannot be used with the trigger {text_trigger!r}: {error}"
-            ) from error
-    model.unload()
+    encode = adapter_features(model, base)
+    try:
+        features_after = {text_trigger: encode(text_trigger) for text_trigger in {"", *text_triggers}}
+    except ValueError as error:
+        raise InputError(f"the adapter {name} cannot be used with these triggers: {error}") from error
 
     def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
         names = [" ".join(class_name.split()) for class_name in class_names]
@@ -168,9 +208,8 @@ def _attach(name: str, clip: LoadedCLIP) -> PeftModel:
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(clip.model, resolve_model(name))
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"cannot load the adapter {name}: give the folder or Hub id of one for this model ({line})"
+            f"cannot load the adapter {name}: give the folder or Hub id of one for this model ({first_line(error)})"
         ) from error
 
 

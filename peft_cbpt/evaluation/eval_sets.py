@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessorPil
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.imagenet import find_variant
 from peft_cbpt.data.images import LabelledImages, load_labelled_images
+from peft_cbpt.data.shots import Images, LabelledArguments, name_of_images, one_split
 from peft_cbpt.data.streams import LabelledStream
 
 
@@ -46,30 +47,30 @@ class EvalSet:
 
 
 def open_eval_set(
-    name: str,
-    default_split: str,
-    streaming: bool,
-    image_processor: CLIPImageProcessorPil,
-    images_per_class: int,
-    **options: Any,
+    given: Images, arguments: LabelledArguments, streaming: bool, image_processor: CLIPImageProcessorPil
 ) -> EvalSet:
-    """Open a test set; see `data.images.load_labelled_images` for names and options.
+    """Open a test set: `NAME`, `NAME@SPLIT` (see `data.images.load_labelled_images`), or one that is loaded already.
 
     Raises:
         InputError: if it cannot be.
     """
-    dataset_name, _, split = name.rpartition("@")
-    if not dataset_name or "/" in split:
-        dataset_name, split = name, default_split
-    opening = {"name": dataset_name, "split": split, **options}
-    if streaming and not dataset_name.startswith("pocket:"):
+    name, split = name_of_images(given), arguments.test_split
+    opening: dict[str, Any] = {"name": one_split(given, split)}
+    if isinstance(given, str):
+        dataset_name, _, own_split = name.rpartition("@")
+        if dataset_name and "/" not in own_split:
+            opening["name"], split = dataset_name, own_split
+    opening |= {"split": split}
+    columns = ("image_column", "label_column", "class_names_file", "class_names", "num_classes")
+    opening |= {option: getattr(arguments, option) for option in columns}
+    dataset_name = opening["name"]
+    if streaming and isinstance(dataset_name, str) and not dataset_name.startswith("pocket:"):
         stream = LabelledStream(image_processor=image_processor, **opening)
-        named = options.get("class_names_file")
+        named = arguments.class_names_file
         files = _file_dates(_local_files(dataset_name) + ([str(Path(named).expanduser())] if named else []))
         parts = [dataset_name, split, stream.class_names, stream.image_column, stream.label_column, *files]
         return EvalSet(name, stream.class_names, _hash(parts), opening, images=None)
-    opening["images_per_class"] = images_per_class
-    images = load_labelled_images(**opening)
+    images = load_labelled_images(**opening, images_per_class=arguments.test_images_per_class)
     class_names = images.features["label"].names
     rows = LabelledImages(images, image_processor).dataset
     first = rows[0]["image"] or {}

@@ -4,8 +4,8 @@ Everything works on features: the image encoder is frozen, so an image is encode
 (sets of class text features) are compared on it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from peft_cbpt.attacks import Trigger, apply_trigger
-from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.attacks.attack_file import Attack
+from peft_cbpt.clip.pixels import EncodeImage, unit_pixels
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.processes import from_all_processes, own_share
@@ -24,6 +25,7 @@ from peft_cbpt.data.skipping import OrSkipped, Skipped, collate_readable
 from peft_cbpt.metrics import AttackSuccessRate, CleanAccuracy
 
 TOP_K = 5
+ATTACK_FIGURES = ("attack_success_rate", "attack_success_rate_published", "robust_accuracy")
 
 
 @torch.no_grad()
@@ -65,7 +67,7 @@ def encode_in_batches(encode_image: EncodeImage, pixels: Tensor, batch_size: int
     """Features (N, D) of pixels (N, 3, H, W), uint8 or float in [0, 1]."""
     features = []
     for batch in pixels.split(batch_size):
-        features.append(encode_image(batch.float() / 255 if batch.dtype == torch.uint8 else batch).cpu())
+        features.append(encode_image(unit_pixels(batch)).cpu())
     return torch.cat(features)
 
 
@@ -195,31 +197,46 @@ def accuracy(image_features: Tensor, labels: Tensor, text_features: Tensor) -> f
     return clean_metrics(ranked_classes(image_features, text_features), labels)["accuracy"]
 
 
-@dataclass(frozen=True)
-class AttackResult:
-    """How one trigger fares against one classifier; shares in [0, 1]."""
-
-    attack_success_rate: float
-    """Triggered images of the other classes that are classified as the target."""
-    attack_success_rate_published: float
-    """The published convention: over all images, those of the target class included."""
-    robust_accuracy: float
-    """Triggered images of the other classes that are still classified correctly."""
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
-
 def attack_result(
     triggered_features: Tensor, labels: Tensor, text_features: Tensor, target_label: int
-) -> AttackResult:
-    """Measure a trigger.
+) -> dict[str, float]:
+    """How a trigger fares against a classifier; shares in [0, 1].
 
     Args:
         triggered_features: Unit-norm features (N, D) of triggered images.
         labels: True labels (N,).
         text_features: Unit-norm class features (n, D).
         target_label: Index of the attacker's target class.
+
+    Returns:
+        `attack_success_rate`, of the other classes' images those classified as the target;
+        `attack_success_rate_published`, over all images, those of the target class included; `robust_accuracy`, of the
+        other classes' images those still classified correctly.
     """
     measured = attack_metrics(ranked_classes(triggered_features, text_features), labels, target_label)
-    return AttackResult(**{field.name: measured[field.name] for field in fields(AttackResult)})
+    return {name: measured[name] for name in ATTACK_FIGURES}
+
+
+def measure(
+    encoded: EncodedImages,
+    class_features: Callable[[str], Tensor],
+    attacks: Mapping[str, Attack],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Clean accuracy, and for every attack what `attack_result` says; shares in [0, 1].
+
+    `class_features(text_trigger)` gives the text features (n_classes, D) of the prompts with an attack's text trigger
+    before them, which is empty for unimodal attacks and for the clean accuracy.
+    """
+    return {
+        "clean_accuracy": accuracy(encoded.clean, encoded.labels, class_features("")),
+        "attacks": {
+            name: attack_result(
+                encoded.triggered[name],
+                encoded.labels,
+                class_features(attack.text_trigger),
+                class_names.index(attack.target_class),
+            )
+            for name, attack in attacks.items()
+        },
+    }

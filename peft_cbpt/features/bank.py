@@ -48,4 +48,5 @@ def build_feature_bank(
         return encode_image(load_pixels(batch[:, 0].tolist()).to(device))
 
     fill(store, keys, encode, batch_size, "feature bank")
+    store.save()
     return FeatureBank(store.look_up(keys).to(device), labels.to(device), sample_ids)

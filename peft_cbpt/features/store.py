@@ -1,115 +1,100 @@
-"""Features kept under tuples of integers: in memory, or memory-mapped from shards in the disk cache."""
+"""Features kept under tuples of integers: in memory, and in one safetensors file."""
 
 import os
+import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from uuid import uuid4
 
 import torch
 from accelerate.utils import tqdm
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from peft_cbpt.common.processes import from_all_processes, num_processes, own_share
-from peft_cbpt.features.disk_cache import UNFINISHED, CacheFolder
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.processes import from_all_processes, is_main_process, num_processes, own_share
 
-SHARD_SUFFIX = ".safetensors"
+SAVE_EVERY = 60.0
+"""Seconds of work that a killed run may lose."""
 
 
 class FeatureStore:
-    """Rows of features by key; what is added is written to the folder at once, as a shard.
+    """Rows of features by key.
 
     Args:
-        folder: Where shards are; None keeps everything in memory.
-
-    A shard that is damaged is removed with a warning, and its features are missing again.
+        file: Where they are kept between runs; None keeps them in memory only. A damaged file is computed anew, with
+            a warning.
+        description: What the features depend on, written into the file for people to read.
     """
 
-    def __init__(self, folder: CacheFolder | None = None):
-        self.folder = folder
-        self._shards: list[Tensor] = []
-        self._place: dict[tuple[int, ...], tuple[int, int]] = {}
-        self._full = False
-        if folder is not None:
-            for file in sorted(folder.path.glob(f"*{SHARD_SUFFIX}")):
-                self._read(file)
+    def __init__(self, file: Path | None = None, description: str = ""):
+        self.file = file
+        self.description = description
+        self._rows: dict[tuple[int, ...], Tensor] = {}
+        self._saved = 0
+        self._save_time = time.monotonic()
+        if file is not None and file.is_file():
+            try:
+                kept = load_file(file)
+                self.add(kept["keys"], kept["features"])
+                self._saved = len(self)
+            except (SafetensorError, OSError, KeyError, InputError):
+                warnings.warn(f"{file} is damaged: its features are computed again", stacklevel=2)
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._rows)
 
     def keys(self) -> Iterable[tuple[int, ...]]:
         """The keys that are kept."""
-        return self._place.keys()
+        return self._rows.keys()
 
     def missing(self, keys: Tensor) -> Tensor:
         """Positions in `keys` (B, k) of those that are not kept yet, each key once, in order."""
         first: dict[tuple[int, ...], int] = {}
         for position, key in enumerate(map(tuple, keys.tolist())):
-            if key not in self._place:
+            if key not in self._rows:
                 first.setdefault(key, position)
         return torch.tensor(list(first.values()), dtype=torch.int64)
 
     def look_up(self, keys: Tensor) -> Tensor:
         """Features (B, D), on the CPU, of keys that are all kept; of no keys an empty tensor."""
-        if not len(keys):
-            return torch.empty(0)
-        places = [self._place[tuple(key)] for key in keys.tolist()]
-        return torch.stack([self._shards[shard][row] for shard, row in places])
+        rows = [self._rows[tuple(key)] for key in keys.tolist()]
+        return torch.stack(rows) if rows else torch.empty(0)
 
-    def add(self, keys: Tensor, features: Tensor, write: bool = True) -> None:
-        """Keep features (B, D) under keys (B, k).
+    def add(self, keys: Tensor, features: Tensor) -> None:
+        """Keep features (B, D) under keys, int64 (B, k).
 
-        Args:
-            keys: int64 (B, k).
-            features: float32 (B, D).
-            write: Whether to write them to the folder; false for what another process writes.
+        Raises:
+            InputError: if a feature is not finite.
         """
-        keys, features = keys.cpu(), features.detach().cpu().contiguous()
-        file = self._write(keys, features) if write and self.folder is not None and len(keys) else None
-        if file is None or not self._read(file):
-            self._index(keys, features)
+        features = features.detach().cpu()
+        if not features.isfinite().all():
+            raise InputError(
+                "the image encoder gives features that are not finite: load the model in float32 or bfloat16, and "
+                "leave inversion_dtype at fp32"
+            )
+        self._rows.update(zip(map(tuple, keys.tolist()), features, strict=True))
 
-    def _index(self, keys: Tensor, features: Tensor) -> None:
-        for row, key in enumerate(map(tuple, keys.tolist())):
-            self._place.setdefault(key, (len(self._shards), row))
-        self._shards.append(features)
+    def save(self, at_least_after: float = 0.0) -> None:
+        """Replace the file by one that has all that is kept, if there is something new; the first process does.
 
-    def _write(self, keys: Tensor, features: Tensor) -> Path | None:
-        assert self.folder is not None
-        if self._full or not self.folder.cache.make_room(keys.nbytes + features.nbytes):
-            if not self._full:
-                warnings.warn(
-                    f"the cache in {self.folder.cache.folder} is full of keys in use: features are kept in memory "
-                    "only; raise --cache_size_gb",
-                    stacklevel=2,
-                )
-            self._full = True
-            return None
-        name = uuid4().hex
-        temporary = self.folder.path / f".{name}{UNFINISHED}"
-        save_file({"keys": keys, "features": features}, temporary, {"crc32": _checksum(keys, features)})
-        file = self.folder.path / f"{name}{SHARD_SUFFIX}"
-        os.replace(temporary, file)
-        return file
-
-    def _read(self, file: Path) -> bool:
+        Nothing is done within `at_least_after` seconds of the last time.
+        """
+        waited = time.monotonic() - self._save_time >= at_least_after
+        if self.file is None or len(self) == self._saved or not waited or not is_main_process():
+            return
+        keys = torch.tensor(list(self._rows))
+        temporary = self.file.with_name(f".{uuid4().hex}.incomplete")
         try:
-            with safe_open(file, "pt") as shard:
-                keys, features = shard.get_tensor("keys"), shard.get_tensor("features")
-                whole = (shard.metadata() or {}).get("crc32") == _checksum(keys, features)
-        except FileNotFoundError:
-            return False
-        except (SafetensorError, OSError, ValueError):
-            whole = False
-        if not whole:
-            warnings.warn(f"the shard {file} is damaged: it is removed and computed again", stacklevel=2)
-            file.unlink(missing_ok=True)
-            return False
-        self._index(keys, features)
-        return True
+            save_file({"keys": keys, "features": self.look_up(keys)}, temporary, {"key": self.description})
+            os.replace(temporary, self.file)
+        except (OSError, SafetensorError) as error:
+            warnings.warn(f"features are not kept for other runs, cannot write {self.file}: {error}", stacklevel=2)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._saved, self._save_time = len(self), time.monotonic()
 
 
 def fill(
@@ -118,7 +103,7 @@ def fill(
     """Compute what `store` lacks, each process its share, and give it to all; all processes must call.
 
     Args:
-        store: What is kept; batches are added as they are done, in the order of the keys.
+        store: What is kept; batches are added in the order of the keys.
         keys: int64 (B, k), each once, the same in all processes.
         compute: From keys (b, k) to features (b, D).
         batch_size: The largest b.
@@ -129,18 +114,15 @@ def fill(
     for batch in tqdm(batches, desc=description, leave=False, disable=len(batches) < 2):
         if len(batch):
             store.add(batch, compute(batch))
+            store.save(SAVE_EVERY)
     if num_processes() > 1:
         for others, features in from_all_processes((own, store.look_up(own))):
             new = store.missing(others)
             if len(new):
-                store.add(others[new], features[new], write=False)
+                store.add(others[new], features[new])
 
 
 def missing_anywhere(store: FeatureStore, keys: Tensor) -> Tensor:
     """Those of `keys` (B, k), which may differ among processes, that some process needs and lacks; all must call."""
     missing = keys.cpu()[store.missing(keys)]
     return torch.unique(torch.cat(from_all_processes(missing)), dim=0) if num_processes() > 1 else missing
-
-
-def _checksum(keys: Tensor, features: Tensor) -> str:
-    return str(zlib.crc32(features.numpy().data, zlib.crc32(keys.numpy().data)))

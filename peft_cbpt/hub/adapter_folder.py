@@ -12,6 +12,10 @@ from peft_cbpt.hub.sharing import is_local, shareable
 from peft_cbpt.tuner import CBPTConfig
 
 RESULTS_FILE = "results.json"
+SCHEMA_VERSION = 1
+"""Of `RESULTS_FILE`; docs/results-schema.md."""
+TRIGGERS_FILE = "universal_triggers.safetensors"
+"""By CLASS/BUDGET the universal triggers (3, H, W) that a run tuned against."""
 PICTURES = ("*.png", "*.html")
 POCKET_PREFIX = "pocket:"
 
@@ -44,6 +48,23 @@ def read_adapter(folder: Path) -> CBPTConfig:
     return config
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: if it cannot be read or is no object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no JSON object")
+    return content
+
+
 def read_results(folder: Path) -> dict[str, Any] | None:
     """What purify measured, without paths of this machine; None if it is not there.
 
@@ -51,12 +72,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         InputError: if the file is damaged.
     """
     file = folder / RESULTS_FILE
-    if not file.is_file():
-        return None
-    try:
-        return shareable(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{file} is not what purify writes: write it again, or remove it") from error
+    return shareable(read_json(file)) if file.is_file() else None
 
 
 def find_pictures(folder: Path) -> list[str]:

@@ -1,14 +1,14 @@
 """The model card: what an adapter protects, for which base, with which evidence."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from peft_cbpt.common.files import write_text
 from peft_cbpt.hub.adapter_folder import POCKET_PREFIX, base_name, find_pictures, read_results
-from peft_cbpt.hub.evidence import TASK, is_hub_dataset, measured_dataset, model_index, suspected
+from peft_cbpt.hub.evidence import TASK, figure_rows, is_hub_dataset, measured_dataset, model_index, suspected
 from peft_cbpt.tuner import CBPTConfig
 
 CARD_FILE = "README.md"
@@ -28,7 +28,10 @@ SHOWN_SETTINGS = (
     "lambda_adv",
     "lambda_align",
     "alpha",
-    "target",
+    "dummy_triggers",
+    "evidence",
+    "perturbed_share",
+    "universal_share",
     "positives",
     "norm",
     "epsilon",
@@ -81,7 +84,7 @@ def make_card(
         class_names=config.class_names,
         results=results,
         test_dataset=measured_dataset(results) if results else None,
-        rows=_rows(results) if results else [],
+        rows=figure_rows(results) if results else [],
         suspected=suspected(results) if results else None,
         settings={name: results["settings"][name] for name in SHOWN_SETTINGS if name in results["settings"]}
         if results
@@ -97,17 +100,4 @@ def write_card(folder: Path, config: CBPTConfig, repo_id: str | None = None, bas
     if file.is_file() and not any(ours in file.read_text(encoding="utf-8") for ours in (MARK, GENERIC_TITLE)):
         return
     card = make_card(config, read_results(folder), find_pictures(folder), repo_id, base_model_id)
-    temporary = file.with_name(f".{CARD_FILE}.incomplete")
-    temporary.write_text(str(card), encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def _rows(results: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """Label, and share in % before and after, for every figure."""
-    before, after = results["before"], results["after"]
-    rows = [("clean accuracy", before["clean_accuracy"], after["clean_accuracy"])]
-    for name, attack in results["attacks"].items():
-        for key, label in (("attack_success_rate", "attack success"), ("robust_accuracy", "accuracy under trigger")):
-            shares = before["attacks"][name][key], after["attacks"][name][key]
-            rows.append((f"{name} (target: {attack['target_class']}): {label}", *shares))
-    return [(label, 100 * first, 100 * second) for label, first, second in rows]
+    write_text(file, str(card))

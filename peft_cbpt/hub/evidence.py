@@ -9,6 +9,17 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 TASK = "zero-shot-image-classification"
 
 
+def figure_rows(results: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Label, and share in % before and after, for every figure that purify measured."""
+    before, after = results["before"], results["after"]
+    rows = [("clean accuracy", before["clean_accuracy"], after["clean_accuracy"])]
+    for name, attack in results["attacks"].items():
+        for key, label in (("attack_success_rate", "attack success"), ("robust_accuracy", "accuracy under trigger")):
+            shares = before["attacks"][name][key], after["attacks"][name][key]
+            rows.append((f"{name} (target: {attack['target_class']}): {label}", *shares))
+    return [(label, 100 * first, 100 * second) for label, first, second in rows]
+
+
 def measured_dataset(results: Mapping[str, Any]) -> str:
     """Name of the dataset that was measured on."""
     settings = results["settings"]

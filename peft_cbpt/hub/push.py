@@ -2,19 +2,23 @@
 
 import json
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from peft_cbpt import __version__
-from peft_cbpt.common.errors import HubError, InputError
+from peft_cbpt.common.errors import HubError, InputError, first_line
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, base_name, find_pictures, read_adapter, read_results
 from peft_cbpt.hub.card import CARD_FILE, write_card
 from peft_cbpt.hub.evidence import eval_results_file
-from peft_cbpt.hub.sharing import find_leaks
+from peft_cbpt.hub.sharing import find_leaks, is_local
 from peft_cbpt.tuner import CBPTConfig
 
 REASONS = {
@@ -45,7 +49,7 @@ def check_destination(repo_id: str, token: str | None = None, base: str | None =
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise InputError(f"{repo_id!r} is not a Hub id, NAMESPACE/NAME: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{repo_id!r} is not a Hub id, NAMESPACE/NAME: {first_line(error)}") from error
     if constants.is_offline_mode():
         raise InputError("a push needs the Hub, but HF_HUB_OFFLINE is set: unset it, or leave out push_to_hub")
     try:
@@ -131,6 +135,51 @@ def push_adapter(
     return commit
 
 
+def name_of_base(model_name_or_path: str, base_model_id: str | None) -> str:
+    """What adapters and cards call the base model: a Hub id or `pocket:NAME`; "" for a folder without an id.
+
+    Raises:
+        InputError: if `base_model_id` is no Hub id.
+    """
+    if base_model_id is None:
+        return "" if is_local(model_name_or_path) else model_name_or_path
+    try:
+        validate_repo_id(base_model_id)
+    except HFValidationError as error:
+        raise InputError(f"base_model_id must be a Hub id, NAMESPACE/NAME, not {base_model_id!r}") from error
+    return base_model_id
+
+
+def plan_push(training: TrainingArguments, base: str) -> Callable[[Path], CommitInfo] | None:
+    """Take the push over from the Trainer, which would push its checkpoints and a card of its own.
+
+    Args:
+        training: Its `push_to_hub` is switched off; the other `hub_` settings are used.
+        base: Name of the base model.
+
+    Returns:
+        What pushes the finished folder, or None if no push is wanted.
+
+    Raises:
+        InputError, HubError: if the push could not succeed; see `check_destination`.
+    """
+    if not training.push_to_hub:
+        return None
+    if not training.hub_model_id:
+        raise InputError("push_to_hub needs hub_model_id: NAMESPACE/NAME of the repository to push to")
+    if training.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        raise InputError("checkpoints are not pushed: leave out hub_strategy")
+    training.push_to_hub = False
+    training.hub_model_id = check_destination(training.hub_model_id, training.hub_token, base)
+    return partial(
+        push_adapter,
+        repo_id=training.hub_model_id,
+        revision=training.hub_revision,
+        private=training.hub_private_repo,
+        token=training.hub_token,
+    )
+
+
 def _contents(folder: Path, config: CBPTConfig) -> dict[str, bytes]:
     """The files to push by name; config and results without local paths."""
     saved = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
@@ -163,4 +212,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return REASONS.get(status, f"the Hub answered {status} {error.response.reason_phrase}".rstrip())
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error).rstrip(".")

@@ -2,19 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.common.ascent import StepRule, direction, input_gradient
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.method.projections import project
-
-StepRule = Literal["raw", "normalized", "sign"]
-
-GRADIENT_SCALE_BITS = 12
-"""Gradients are computed times 2**12, which is exact, so that float16 does not lose the small ones."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +51,6 @@ def contrastive_inversion_loss(perturbed: Tensor, positives: Tensor, negatives: 
     return (perturbed * negatives).sum(1) - (perturbed * positives).sum(1)
 
 
-def _step(gradient: Tensor, rule: StepRule) -> Tensor:
-    if rule == "sign":
-        return gradient.sign()
-    if rule == "normalized":
-        length = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
-        return gradient / length[:, None, None, None]
-    return gradient
-
-
 def invert_triggers(
     encode_image: EncodeImage, pixels: Tensor, positives: Tensor, negatives: Tensor, settings: InversionSettings
 ) -> Tensor:
@@ -83,13 +69,12 @@ def invert_triggers(
     Returns:
         delta, same shape as `pixels`, without gradient.
     """
+
+    def loss(delta: Tensor) -> Tensor:
+        return contrastive_inversion_loss(encode_image(pixels + delta), positives, negatives).sum()
+
     delta = torch.zeros_like(pixels)
-    scale = 2.0**GRADIENT_SCALE_BITS
     for _ in range(settings.steps):
-        delta.requires_grad_(True)
-        with torch.enable_grad():
-            loss = contrastive_inversion_loss(encode_image(pixels + delta), positives, negatives).sum()
-            (gradient,) = torch.autograd.grad(loss * scale, delta)
-        stepped = delta.detach() - settings.lr * _step(gradient / scale, settings.step_rule)
+        stepped = delta - settings.lr * direction(input_gradient(loss, delta), settings.step_rule)
         delta = (pixels + project(stepped, settings.norm, settings.epsilon)).clamp(0, 1) - pixels
     return delta

@@ -11,14 +11,12 @@ PositiveRule = Literal["farthest", "closest", "random"]
 
 
 def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
-    """y' (Eq. 10): the most likely class other than the true one, from logits (B, n_classes); int64 (B,)."""
+    """y' (Eq. 10): the most likely class other than the true one, from logits (B, n_classes); int64 (B,).
+
+    >>> runner_up(torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), torch.tensor([0, 1]))
+    tensor([1, 0])
+    """
     return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
-
-
-def surest_first(logits: Tensor, labels: Tensor) -> Tensor:
-    """Positions (B,), those first whose `runner_up` leads the next wrong class by most and so will change last."""
-    first, second = logits.scatter(1, labels[:, None], -torch.inf).topk(2, dim=1).values.unbind(1)
-    return (first - second).argsort(descending=True, stable=True)
 
 
 def _draw(seed: int, sample_id: str, pseudo_target: int, n_choices: int) -> int:

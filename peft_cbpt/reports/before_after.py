@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from peft_cbpt.attacks import apply_trigger
-from peft_cbpt.attacks.attack_file import Attack
-from peft_cbpt.evaluation.measure import EncodedImages, accuracy, attack_result
+from peft_cbpt.attacks import apply_trigger, trigger_from_config
+from peft_cbpt.evaluation.measure import EncodedImages
 from peft_cbpt.reports.bars import before_after_bars
 from peft_cbpt.reports.style import AFTER, BEFORE, new_figure, png_bytes, write_bytes
 
@@ -43,8 +43,7 @@ def draw_before_after(
     file: Path,
     images: Dataset,
     encoded: EncodedImages,
-    attacks: Mapping[str, Attack],
-    class_names: list[str],
+    results: Mapping[str, Any],
     before: Callable[[str], Tensor],
     after: Callable[[str], Tensor],
 ) -> None:
@@ -54,41 +53,39 @@ def draw_before_after(
         file: Where to write.
         images: The test images that were encoded.
         encoded: Their features.
-        attacks: What was measured; examples are shown for the first.
-        class_names: Names of the labels.
+        results: The figures and attacks, as in `results.json`; examples are shown for the first attack.
         before: Class text features (n, D) of the undefended classifier, given the text trigger before its prompts.
         after: Likewise of the purified one.
     """
     labels = ["clean\naccuracy"]
-    scores = [[accuracy(encoded.clean, encoded.labels, features(""))] for features in (before, after)]
-    for name, attack in attacks.items():
-        target = class_names.index(attack.target_class)
+    scores = [[results[moment]["clean_accuracy"]] for moment in ("before", "after")]
+    for name in results["attacks"]:
         labels += [f"{name}\nattack success", f"{name}\naccuracy under trigger"]
-        for values, features in zip(scores, (before, after), strict=True):
-            text = features(attack.text_trigger)
-            result = attack_result(encoded.triggered[name], encoded.labels, text, target)
-            values += [result.attack_success_rate, result.robust_accuracy]
+        for values, moment in zip(scores, ("before", "after"), strict=True):
+            attack = results[moment]["attacks"][name]
+            values += [attack["attack_success_rate"], attack["robust_accuracy"]]
 
     figure = new_figure(max(10.0, 2.2 * len(labels) + 4), 4.9)
     figure.set_dpi(150)
-    if not attacks:
+    if not results["attacks"]:
         _bars(figure.subplots(), labels, *scores)
     else:
         bars, examples = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.3 * len(labels), 5])[0]
         _bars(bars.subplots(), labels, *scores)
-        name, attack = next(iter(attacks.items()))
-        rows = _example_rows(encoded.labels, class_names.index(attack.target_class))
+        name, attack = next(iter(results["attacks"].items()))
+        trigger, names = trigger_from_config(attack["trigger"]), results["class_names"]
+        rows = _example_rows(encoded.labels, names.index(attack["target_class"]))
         grid = examples.subplots(2, len(rows), squeeze=False)
         for column, row in enumerate(rows):
             sample = images[row]
-            marked = apply_trigger(attack.trigger, sample["pixel_values"][None], [sample["sample_id"]])[0]
+            marked = apply_trigger(trigger, sample["pixel_values"][None], [sample["sample_id"]])[0]
             versions = (
                 ("clean", sample["pixel_values"], encoded.clean, ""),
-                (name, marked, encoded.triggered[name], attack.text_trigger),
+                (name, marked, encoded.triggered[name], trigger.apply_text("")),
             )
             for line, (title, pixels, images_seen, text_trigger) in enumerate(versions):
                 texts = [features(text_trigger) for features in (before, after)]
-                named = [class_names[int((images_seen[row] @ text.T).argmax())] for text in texts]
+                named = [names[int((images_seen[row] @ text.T).argmax())] for text in texts]
                 _example(grid[line, column], pixels, title, *named)
         examples.supxlabel("below each image: its class before (red) and after (blue)", fontsize=9)
     write_bytes(file, png_bytes(figure))

@@ -25,7 +25,7 @@ from peft_cbpt.reports.per_class import class_accuracy, per_class_figure
 from peft_cbpt.reports.perturbations import perturbations_figure
 
 MOST_TEST_IMAGES, MOST_MAPPED_IMAGES = 5000, 300
-N_EXPLAINED, N_INVERTED = 4, 6
+N_EXPLAINED, N_INVERTED, MOST_UNIVERSAL = 4, 6, 8
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,10 @@ class PurifiedModel:
         shots: The images it was purified with.
         test_images: The images it was measured on.
         attacks: What was measured, by name.
-        inversion: The run's inner loop.
-        positives: The run's rule for v_pos.
         seed: The run's seed.
+        inversion: The run's inner loop; None if it had none.
+        positives: The run's rule for v_pos.
+        universal_triggers: The triggers (3, H, W) that the run was tuned against, by (class, budget).
     """
 
     clip: LoadedCLIP
@@ -62,9 +63,10 @@ class PurifiedModel:
     shots: LabelledImages
     test_images: LabelledImages
     attacks: Mapping[str, Attack]
-    inversion: InversionSettings
-    positives: PositiveRule
     seed: int
+    inversion: InversionSettings | None
+    positives: PositiveRule
+    universal_triggers: Mapping[tuple[int, int], Tensor]
 
     @property
     def encode_image(self) -> EncodeImage:
@@ -96,7 +98,10 @@ def draw_pictures(purified: PurifiedModel, results: Mapping[str, Any]) -> list[P
     if results["epochs"]:
         caption = "What purification logged: L_bn, L_adv and L_align unweighted, on the few clean shots."
         pictures.append(Picture("curves", "Training", caption, curves_figure(results["epochs"])))
-    pictures.append(_perturbations(purified))
+    if purified.inversion is not None:
+        pictures.append(_inverted(purified, purified.inversion))
+    if purified.universal_triggers:
+        pictures.append(_universal(purified))
 
     images = purified.test_images.select(spread(len(purified.test_images), MOST_TEST_IMAGES))
     # what Grad-CAM and the map show: the trigger that was strongest before
@@ -122,7 +127,27 @@ def _pixels(images: Any, rows: Sequence[int], device: torch.device) -> Tensor:
     return torch.stack([images[row]["pixel_values"] for row in rows]).to(device).float() / 255
 
 
-def _perturbations(purified: PurifiedModel) -> Picture:
+def _universal(purified: PurifiedModel) -> Picture:
+    """The universal triggers, each on a shot of another class."""
+    labels, names = torch.tensor(purified.shots.dataset["label"]), purified.class_names
+    found = list(purified.universal_triggers.items())[:MOST_UNIVERSAL]
+    rows = []
+    for place, ((target, _), _) in enumerate(found):
+        others = (labels != target).nonzero()[:, 0].tolist()
+        rows.append(others[place * len(others) // len(found)])
+    pixels = _pixels(purified.shots, rows, torch.device("cpu"))
+    delta = torch.stack([trigger for _, trigger in found])
+    titles = [names[labels[row]] for row in rows], [names[target] for (target, _), _ in found]
+    shown = "" if len(found) == len(purified.universal_triggers) else f"The first {len(found)} of the "
+    caption = (
+        f"{shown or 'The '}universal triggers that the prompts were tuned against, one for each suspected class and "
+        "budget; each is one perturbation for all images, shown on one shot. Below each stands by what it is "
+        "magnified."
+    )
+    return Picture("perturbations", "Universal triggers found", caption, perturbations_figure(pixels, delta, *titles))
+
+
+def _inverted(purified: PurifiedModel, settings: InversionSettings) -> Picture:
     """Invert triggers on a few shots as the run did; only they and the images of their y' are encoded."""
     device = purified.clip.model.device
     all_labels = torch.tensor(purified.shots.dataset["label"])
@@ -149,13 +174,13 @@ def _perturbations(purified: PurifiedModel) -> Picture:
         [purified.shots.dataset[row]["sample_id"] for row in bank_rows],
         purified.seed,
     )
-    delta = invert_triggers(purified.encode_image, pixels, bank[positives], features, purified.inversion)
+    delta = invert_triggers(purified.encode_image, pixels, bank[positives], features, settings)
     names = [[purified.class_names[index] for index in group.tolist()] for group in (labels, pseudo_targets)]
-    settings = purified.inversion
     caption = (
         "Dummy triggers of the published inner loop, found on shots with the run's budget "
         f"(norm {settings.norm:g}, {settings.epsilon:.4g}) and {settings.steps} steps. "
-        "The arrow names y', the class that they lead to, under the learned prompts."
+        "The arrow names y', the class that they lead to, under the learned prompts; below each stands by "
+        "what it is magnified."
     )
     figure = perturbations_figure(pixels.cpu(), delta.cpu(), *names)
     return Picture("perturbations", "Inverted perturbations", caption, figure)

@@ -1,8 +1,8 @@
-"""Settings of `CBPTTrainer`; the defaults but `target` are the paper's (Section 5.1) and, where it is
+"""Settings of `CBPTTrainer`; the defaults but `dummy_triggers` are the paper's (Section 5.1) and, where it is
 silent, CoOp's."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,17 +12,48 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.detection.suspects import EVIDENCE
 from peft_cbpt.method.inversion import InversionSettings
 from peft_cbpt.method.losses import ObjectiveWeights
-from peft_cbpt.training.dummy_triggers import DummyTriggerSettings
+from peft_cbpt.training.universal_settings import UniversalSettings
 
-_NOT_NEGATIVE = ("lambda_bn", "lambda_adv", "lambda_align", "alpha", "warmup_epochs", "weight_decay", "momentum")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-_AT_LEAST_ONE = (
-    "inversion_batch_size",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "text_chunk_size",
+RUNNER_UP_ONLY = (
+    "positives",
+    "norm",
+    "epsilon",
+    "inversion_steps",
+    "inversion_lr",
+    "inversion_step_rule",
+    "inversion_dtype",
 )
+UNIVERSAL_ONLY = ("evidence", "perturbed_share", "universal_share")
+WITHOUT_EFFECT = {
+    "the context is learned by SGD": ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2")
+    + ("adam_epsilon",),
+    "the learning rate is constant within an epoch and has no warm-up; warmup_epochs is that of the prompts": (
+        "warmup_steps",
+    ),
+    "the losses are those of Eq. 13 to 15": ("label_smoothing_factor", "average_tokens_across_devices"),
+    "an outer step reads features and no text": (
+        "neftune_noise_alpha",
+        "train_sampling_strategy",
+        "length_column_name",
+    ),
+    "nothing but the context learns, and activation_memory_gb bounds what is kept": (
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+        "activation_checkpointing",
+        "activation_checkpointing_kwargs",
+        "auto_find_batch_size",
+        "torch_empty_cache_steps",
+    ),
+    "use compile_image_encoder": ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    "the model is small enough to lie whole in every process": ("fsdp", "fsdp_config", "deepspeed")
+    + ("parallelism_config",),
+    "it is for language models": ("use_liger_kernel", "liger_kernel_config", "use_cache"),
+    "every image counts": ("dataloader_drop_last",),
+    "compare checkpoints with evaluate": ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    "the trainer's rows are its own": ("remove_unused_columns",),
+}
+"""By reason, the settings of `TrainingArguments` that would change nothing here, or cannot work."""
 
 
 @dataclass
@@ -34,12 +65,12 @@ class CBPTTrainingArguments(TrainingArguments):
     lambda_align: float = field(default=0.4, metadata={"help": "lambda_3 of Eq. 16, weight of L_align."})
     alpha: float = field(default=1.0, metadata={"help": "alpha of Eq. 15, weight of the perturbed images in L_bn."})
     warmup_epochs: int = field(default=5, metadata={"help": "First epochs, in which the prompts see L_bn only."})
-    target: str = field(
-        default="suspected",
+    dummy_triggers: str = field(
+        default="universal",
         metadata={
-            "help": "What dummy triggers aim at: suspected, the class that the model seems backdoored towards; or "
-            "runner_up, as published (Eq. 9-11), with the settings of the inner loop below.",
-            "choices": ["suspected", "runner_up"],
+            "help": "universal: shared by images, towards classes that the model seems backdoored towards; or "
+            "runner_up, as published (Eq. 9-11): every image's own, towards its runner-up class.",
+            "choices": ["universal", "runner_up"],
         },
     )
     evidence: list[str] = field(
@@ -47,13 +78,13 @@ class CBPTTrainingArguments(TrainingArguments):
         metadata={"help": "By what classes are suspected; see docs/method.md.", "choices": list(EVIDENCE)},
     )
     perturbed_share: float = field(
-        default=DummyTriggerSettings.perturbed_share,
+        default=UniversalSettings.perturbed_share,
         metadata={
             "help": "Part of the images that gets a dummy trigger towards a suspect, drawn anew in every epoch."
         },
     )
     universal_share: float = field(
-        default=DummyTriggerSettings.universal_share,
+        default=UniversalSettings.universal_share,
         metadata={"help": "Part of these whose trigger is universal; that of the others is embedded."},
     )
     positives: str = field(
@@ -70,9 +101,11 @@ class CBPTTrainingArguments(TrainingArguments):
         default="raw",
         metadata={"help": "How the gradient makes a step.", "choices": ["raw", "normalized", "sign"]},
     )
-    inversion_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Images inverted at once; changes no result. By default as many as memory has room for."},
+    inversion_batch_size: int = field(
+        default=32,
+        metadata={
+            "help": "Images encoded or inverted at once, as far as memory has room; more on a GPU. Changes no result."
+        },
     )
     inversion_dtype: str = field(
         default="fp32",
@@ -81,22 +114,17 @@ class CBPTTrainingArguments(TrainingArguments):
     compile_image_encoder: bool = field(
         default=False, metadata={"help": "torch.compile the image encoder; pays off for many images."}
     )
-    use_cache: bool = field(
-        default=True, metadata={"help": "Keep clean features, and perturbed features by (image, y'), also on disk."}
-    )
-    cache_dir: str | None = field(
+    use_feature_cache: bool = field(default=True, metadata={"help": "Keep features on disk for other runs."})
+    feature_cache_dir: str | None = field(
         default=None, metadata={"help": "Where; by default PEFT_CBPT_CACHE, else ~/.cache/peft_cbpt."}
     )
-    cache_size_gb: float = field(
+    feature_cache_gb: float = field(
         default=20.0,
-        metadata={"help": "Bound of cache_dir in 10^9 bytes; what was used longest ago is removed first."},
+        metadata={"help": "Bound of feature_cache_dir in 10^9 bytes; what was used longest ago is removed first."},
     )
-    text_chunk_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Prompts encoded at once, recomputed in the backward pass. By default all at once, or, where "
-            "memory has no room for that, as few recomputed as needed."
-        },
+    activation_memory_gb: float = field(
+        default=2.3,
+        metadata={"help": "Bound of the activations of a pass in 10^9 bytes; what exceeds it is computed again."},
     )
     momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD on the context."})
 
@@ -110,38 +138,33 @@ class CBPTTrainingArguments(TrainingArguments):
     logging_strategy: str = field(default="no", metadata={"help": "Losses are logged per epoch in any case."})
     save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are written."})
     save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints are kept."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Stays false."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Batches are row numbers only."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "The context is always used."})
     ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "No buffer changes."})
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Column of labels."})
 
     def __post_init__(self) -> None:
-        for name in _NOT_NEGATIVE:
+        for name in ("lambda_bn", "lambda_adv", "lambda_align", "alpha", "warmup_epochs", "weight_decay", "momentum"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be a number that is not negative, it is {getattr(self, name)}")
-        for name in ("learning_rate", "num_train_epochs", "cache_size_gb"):
+        for name in ("learning_rate", "num_train_epochs", "feature_cache_gb", "activation_memory_gb"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be positive, it is {getattr(self, name)}")
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) is not None and getattr(self, name) < 1:
+        for name in ("inversion_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
         if self.momentum >= 1:
             raise InputError(f"momentum must be below 1, it is {self.momentum}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be between 0 and 2**32 - 1, it is {self.seed}")
-        if self.target not in ("suspected", "runner_up"):
-            raise InputError(f"target is suspected or runner_up, not {self.target!r}")
-        if self.positives not in ("farthest", "closest", "random"):
-            raise InputError(f"positives is farthest, closest or random, not {self.positives!r}")
-        if self.inversion_dtype not in DTYPES:
-            raise InputError(f"inversion_dtype is {', '.join(DTYPES)}, not {self.inversion_dtype!r}")
-        if self.remove_unused_columns:
-            raise InputError("remove_unused_columns must stay false: the trainer's rows are its own")
-        if self.load_best_model_at_end:
-            raise InputError("load_best_model_at_end is not supported: compare the checkpoints with evaluate")
+        for one in fields(self):
+            choices = one.metadata.get("choices")
+            if choices and isinstance(value := getattr(self, one.name), str) and value not in choices:
+                raise InputError(f"{one.name} is {', '.join(choices)}, not {value!r}")
+        self._refuse_what_has_no_effect()
         self.inversion_settings()
-        self.dummy_trigger_settings()
+        self.universal_settings()
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes without a GPU do not join
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # DataParallel would ask every replica for all class prompts
@@ -156,11 +179,48 @@ class CBPTTrainingArguments(TrainingArguments):
             self.inversion_step_rule,  # type: ignore[arg-type]
         )
 
-    def dummy_trigger_settings(self) -> DummyTriggerSettings:
-        """What `target="suspected"` does."""
+    def universal_settings(self) -> UniversalSettings:
+        """What `dummy_triggers="universal"` does."""
         evidence: Any = tuple(self.evidence)
-        return DummyTriggerSettings(evidence, self.perturbed_share, self.universal_share)
+        return UniversalSettings(evidence, self.perturbed_share, self.universal_share)
+
+    def inner_loop(self) -> dict[str, Any]:
+        """The settings of the inner loop that is used, JSON-serialisable."""
+        if self.dummy_triggers == "universal":
+            return {"dummy_triggers": "universal", **asdict(self.universal_settings())}
+        inversion = {name: str(value) for name, value in asdict(self.inversion_settings()).items()}
+        return {
+            "dummy_triggers": "runner_up",
+            "positives": self.positives,
+            "dtype": self.inversion_dtype,
+            "inversion": inversion,
+        }
+
+    def used(self) -> dict[str, Any]:
+        """All settings but those that have no effect."""
+        of_the_other = RUNNER_UP_ONLY if self.dummy_triggers == "universal" else UNIVERSAL_ONLY
+        unused = {name for names in (of_the_other, *WITHOUT_EFFECT.values()) for name in names}
+        return {name: value for name, value in self.to_dict().items() if name not in unused}
 
     def objective_weights(self) -> ObjectiveWeights:
         """The outer objective's weights."""
         return ObjectiveWeights(self.lambda_bn, self.lambda_adv, self.lambda_align, self.alpha)
+
+    def _refuse_what_has_no_effect(self) -> None:
+        defaults = {
+            one.name: one.default_factory() if callable(one.default_factory) else one.default for one in fields(self)
+        }
+
+        def refuse(names: tuple[str, ...], reason: str) -> None:
+            for name in names:
+                if name in defaults and getattr(self, name) != defaults[name]:
+                    raise InputError(f"{name} has no effect here: {reason}; leave it out")
+
+        if self.dummy_triggers == "universal":
+            refuse(RUNNER_UP_ONLY, "it belongs to dummy_triggers runner_up")
+        else:
+            refuse(UNIVERSAL_ONLY, "it belongs to dummy_triggers universal")
+        if not self.use_feature_cache:
+            refuse(("feature_cache_dir", "feature_cache_gb"), "use_feature_cache is false")
+        for reason, names in WITHOUT_EFFECT.items():
+            refuse(names, reason)

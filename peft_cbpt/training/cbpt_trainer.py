@@ -18,18 +18,17 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from peft_cbpt.clip.pixels import PixelNormalizer
-from peft_cbpt.common.processes import any_process
+from peft_cbpt.features.cache import fingerprint
 from peft_cbpt.method.losses import l_bn, purification_objective
-from peft_cbpt.method.targets import runner_up, surest_first
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
-from peft_cbpt.training.checkpoints import check_checkpoint, job_hash, write_job
+from peft_cbpt.training.checkpoints import check_checkpoint, write_job
 from peft_cbpt.training.class_shares import SharedClassEncoder
 from peft_cbpt.training.dummy_triggers import DummyTriggers
 from peft_cbpt.training.epoch_log import EpochLog
-from peft_cbpt.training.inverter import ImagesToInvert, cache_keys, make_dummy_triggers, make_inverter, open_cache
+from peft_cbpt.training.frozen_images import FrozenImages, bank_key, freeze_images, open_cache
+from peft_cbpt.training.inner_loop import make_dummy_triggers
 from peft_cbpt.training.optimization import context_optimizer, cosine_over_epochs
 from peft_cbpt.training.samples import BankRows, checked_samples, collate
-from peft_cbpt.training.trigger_inverter import TriggerInverter, pairs_of
 
 STAGING_FOLDER = ".incomplete"
 
@@ -37,12 +36,10 @@ STAGING_FOLDER = ".incomplete"
 class CBPTTrainer(Trainer):
     """Tunes the class-wise context of a CBPT adapter so that inverted triggers no longer win.
 
-    The image encoder is frozen and images are not augmented, so clean images are encoded once. With the
-    default `target="suspected"`, triggers towards the class that the model seems backdoored towards are found
-    once, before the first epoch (see `training.dummy_triggers`); with `target="runner_up"`, as published,
-    the inner loop runs once for every pair of an image and its y' (see `training.trigger_inverter`).
-    Features are kept on disk for others. An outer step is then a pass of the text tower only. Nothing but
-    `cbpt_context` is given a gradient. Several processes share the classes and the images.
+    The image encoder is frozen and images are not augmented, so clean images are encoded once. What the inner loop
+    makes of them, `training.dummy_triggers` says; features are kept on disk for other runs. An outer step is then a
+    pass of the text tower only. Nothing but `cbpt_context` is given a gradient. Several processes share the classes
+    and the images.
 
     Args:
         model: A CLIP with a CBPT adapter, from `get_peft_model(clip, CBPTConfig(...))`.
@@ -54,8 +51,8 @@ class CBPTTrainer(Trainer):
         **kwargs: As for `transformers.Trainer`.
 
     Every epoch logs the mean of each loss, `inversion_success` (share of perturbed images that are classified as y'),
-    `clean_accuracy` on the training images, with `runner_up` also `cache_hit_rate` and `inversions` (how many were
-    computed), and keeps in `state.log_history` how often each class was y'.
+    `clean_accuracy` on the training images and what the dummy triggers add, and keeps in `state.log_history` how often
+    each class was y'.
     """
 
     args: CBPTTrainingArguments
@@ -70,41 +67,38 @@ class CBPTTrainer(Trainer):
     ):
         self.images = train_dataset
         self.normalize = normalize or PixelNormalizer()
-        self.inverter: TriggerInverter | None = None
+        self.frozen_images: FrozenImages | None = None
         self.dummy_triggers: DummyTriggers | None = None
         self.epoch_log = EpochLog()
         kwargs.setdefault("data_collator", collate)
         super().__init__(model, args, train_dataset=BankRows(len(train_dataset)), **kwargs)  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = False
-        self._unvisited = torch.ones(len(train_dataset), dtype=torch.bool, device=args.device)  # type: ignore[arg-type]
         self._cache = open_cache(args)
-        samples = checked_samples(train_dataset, model.class_names)
-        self._to_invert = ImagesToInvert(train_dataset, samples, self.normalize)
-        self._encode_classes = SharedClassEncoder(model, args.process_index, args.device, args.text_chunk_size)
+        self._samples = checked_samples(train_dataset, model.class_names)
+        self._encode_classes = SharedClassEncoder(model, args.process_index, args.device, args.activation_memory_gb)
         self.add_callback(_EpochCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Encode the clean images once, then train as `Trainer.train` does."""
         self.model.to(self.args.device)  # type: ignore[arg-type]
         self.model.eval()
-        base = self.model.get_base_model()
-        self.inverter = make_inverter(base, self._to_invert, self.args, self._cache, *self._keys)
-        if self.args.target == "suspected":
-            self.dummy_triggers = make_dummy_triggers(
-                self.inverter, self.model, self._to_invert, self.args, self._cache, self._keys[0]
-            )
+        base: Any = self.model.get_base_model()
+        key, cache = self._bank_key, self._cache
+        self.frozen_images = freeze_images(base, self.images, self._samples, self.normalize, self.args, cache, key)
+        self.dummy_triggers = make_dummy_triggers(self.model, self.frozen_images, self.args)
         return super().train(*args, **kwargs)
 
     @cached_property
-    def _keys(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What clean and perturbed features depend on; the weights are frozen, so that they are hashed once."""
-        return cache_keys(self.model.get_base_model(), self._to_invert, self.args)
+    def _bank_key(self) -> dict[str, Any]:
+        """What clean features depend on; the weights are frozen, so that they are hashed once."""
+        return bank_key(self.model.get_base_model(), self._samples, self.normalize, self.args.device.type)
 
     @cached_property
     def _job(self) -> str:
         prompts: Any = self.model.active_peft_config
-        dummies = self.args.dummy_trigger_settings() if self.args.target == "suspected" else None
-        return job_hash(self._keys[1], dummies, prompts, self.args.seed)
+        wording = {name: getattr(prompts, name) for name in ("class_names", "class_token_position", "template")}
+        inner = {"bank": self._bank_key, "inner_loop": self.args.inner_loop(), "seed": self.args.seed}
+        return fingerprint(inner | wording)
 
     def check_checkpoint(self, folder: str) -> None:
         """See that a checkpoint is whole and of this job.
@@ -116,10 +110,9 @@ class CBPTTrainer(Trainer):
         adapter_name: Any = self.model.active_adapter
         check_checkpoint(Path(folder), self._job, adapter_name, learned)
 
-    def _clean_logits(self, rows: Tensor | slice, class_features: Tensor) -> Tensor:
-        assert self.inverter is not None
+    def _logits(self, features: Tensor, class_features: Tensor) -> Tensor:
         scale = self.model.get_base_model().logit_scale.detach().float().exp()
-        return scale * self.inverter.bank.features[rows] @ class_features.T
+        return scale * features @ class_features.T
 
     @property
     def _epoch(self) -> int:
@@ -127,12 +120,12 @@ class CBPTTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """The outer objective of Eq. 16 on a batch of bank rows; L_bn of the clean images during prompt warm-up."""
-        assert self.inverter is not None
-        rows = inputs["rows"]
-        labels = self.inverter.bank.labels[rows]
+        assert self.frozen_images is not None and self.dummy_triggers is not None
+        rows, bank = inputs["rows"], self.frozen_images.bank
+        labels = bank.labels[rows]
         with self.accelerator.autocast():
             class_features = self._encode_classes(model)
-        logits = self._clean_logits(rows, class_features)
+        logits = self._logits(bank.features[rows], class_features)
         clean_accuracy = (logits.argmax(1) == labels).float().mean()
         if self._epoch < self.args.warmup_epochs:
             loss = l_bn(logits, None, labels, self.args.alpha)
@@ -140,19 +133,12 @@ class CBPTTrainer(Trainer):
             loss = self.args.lambda_bn * loss
             return (loss, {"logits": logits}) if return_outputs else loss
 
-        if self.dummy_triggers is not None:
-            perturbed, pseudo_targets = self.dummy_triggers.perturbed_features(rows, logits.detach(), self._epoch)
-        else:
-            pseudo_targets = runner_up(logits.detach(), labels)
-            if self.args.use_cache:
-                self._gather_inversions(rows, pseudo_targets, class_features.detach())
-            perturbed = self.inverter.perturbed_features(rows, pseudo_targets)
-        scale = self.model.get_base_model().logit_scale.detach().float().exp()
-        perturbed_logits = scale * perturbed @ class_features.T
+        perturbed, pseudo_targets = self.dummy_triggers.perturbed_features(rows, logits.detach(), self._epoch)
+        perturbed_logits = self._logits(perturbed, class_features)
         weights = self.args.objective_weights()
         loss, parts = purification_objective(logits, perturbed_logits, labels, pseudo_targets, weights)
         self.epoch_log.add(len(rows), **parts, clean_accuracy=clean_accuracy)
-        changed = (perturbed != self.inverter.bank.features[rows]).any(1).nonzero()[:, 0]
+        changed = (perturbed != bank.features[rows]).any(1).nonzero()[:, 0]
         if len(changed):
             reached = (perturbed_logits.argmax(1) == pseudo_targets)[changed].float().mean()
             self.epoch_log.add(len(changed), inversion_success=reached)
@@ -160,25 +146,15 @@ class CBPTTrainer(Trainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     @torch.no_grad()
-    def _gather_inversions(self, rows: Tensor, pseudo_targets: Tensor, class_features: Tensor) -> None:
-        """When a pair of this step is missing in any process, invert it, in full batches: with pairs that later steps
-        of the epoch would miss if the prompts stood still, the surest first.
-        """
-        assert self.inverter is not None
-        self._unvisited[self.accelerator.gather(rows)] = False
-        if any_process(self.inverter.missing(rows, pseudo_targets)):
-            ahead = self._unvisited.nonzero()[:, 0]
-            logits, labels = self._clean_logits(ahead, class_features), self.inverter.bank.labels[ahead]
-            order = surest_first(logits, labels)
-            later = pairs_of(ahead, runner_up(logits, labels))[order]
-            self.inverter.prefetch(pairs_of(rows, pseudo_targets), later)
-
     def start_epoch(self) -> None:
-        """Forget what the epoch before has seen, and encode what this one will look up; all processes call."""
-        self._unvisited.fill_(True)
-        if self.dummy_triggers is not None and self._epoch >= self.args.warmup_epochs:
-            self.dummy_triggers.start_epoch(self._epoch)
+        """Forget what the epoch before has seen, and make the dummy triggers of this one; all processes call."""
+        assert self.frozen_images is not None and self.dummy_triggers is not None
         self.epoch_log = EpochLog()
+        if self._epoch >= self.args.warmup_epochs:
+            bank, class_features = self.frozen_images.bank, self._encode_classes(self.model)  # type: ignore[arg-type]
+            self.dummy_triggers.start_epoch(
+                self._epoch, lambda rows: self._logits(bank.features[rows], class_features)
+            )
 
     def prediction_step(
         self,
@@ -243,7 +219,6 @@ class _EpochCallback(TrainerCallback):
 
     def __init__(self, trainer: CBPTTrainer):
         self.trainer = trainer
-        self.known: set[tuple[int, ...]] = set()
         self.learning_rate = 0.0
 
     def on_epoch_begin(
@@ -251,8 +226,6 @@ class _EpochCallback(TrainerCallback):
     ) -> None:
         self.trainer.start_epoch()
         self.learning_rate = self.trainer.optimizer.param_groups[0]["lr"]
-        store = self.trainer.inverter.store
-        self.known = set(store.keys()) if store is not None else set()
 
     def on_epoch_end(
         self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -264,10 +237,8 @@ class _EpochCallback(TrainerCallback):
         means = epoch_log.means()
         if not means:
             return
-        if epoch_log.looked_up and args.target == "runner_up":
-            means["cache_hit_rate"] = epoch_log.cache_hit_rate(self.known)
-            if args.use_cache:
-                means["inversions"] = len(set(trainer.inverter.store.keys()) - self.known)
+        if epoch_log.looked_up:
+            means |= trainer.dummy_triggers.epoch_figures(epoch_log.looked_up)
         trainer.log(means | {"learning_rate": self.learning_rate})
         names = trainer.model.class_names
         counts = {names[label]: count for label, count in epoch_log.pseudo_targets().most_common()}

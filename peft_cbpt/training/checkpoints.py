@@ -1,70 +1,16 @@
-"""What features depend on, which job a checkpoint belongs to, and whether it is whole."""
+"""Which job a checkpoint belongs to, and whether it is whole."""
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from transformers.trainer_utils import get_last_checkpoint
 
-from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.detection.target_search import ALL_BUDGETS, SEARCH_IMAGES, SEARCHES
-from peft_cbpt.detection.universal import MOST_WAVES, Budget
-from peft_cbpt.features.disk_cache import fingerprint
-from peft_cbpt.method.inversion import InversionSettings
-from peft_cbpt.training.dummy_triggers import DummyTriggerSettings
-from peft_cbpt.training.samples import Samples
-from peft_cbpt.training.universal_features import TRIGGER_BUDGETS
-from peft_cbpt.tuner import CBPTConfig
-from peft_cbpt.tuner.fingerprint import computation, weights_fingerprint
 
 JOB_FILE = "job.json"
-FORMAT = 1
-"""Raised when the same key would mean other features."""
-
-
-def bank_key(base: Any, samples: Samples, normalize: PixelNormalizer, device: str) -> dict[str, Any]:
-    """All that clean features depend on: the base model, images in their order, preprocessing, kind of device."""
-    normalized = {"mean": list(normalize.mean), "std": list(normalize.std)}
-    tower = {"computation": computation(base.config.vision_config), "dtype": str(base.dtype)}
-    encoder = {"weights": weights_fingerprint(base), **tower}
-    return {"format": FORMAT, "base": encoder, "samples": samples.digest, "normalize": normalized, "device": device}
-
-
-def inversion_key(
-    bank: dict[str, Any], settings: InversionSettings, positives: str, seed: int, dtype: str
-) -> dict[str, Any]:
-    """All that perturbed features by (row, y') depend on; the seed only where positives are drawn."""
-    inversion = {name: str(value) for name, value in asdict(settings).items()}
-    key = {"bank": bank, "inversion": inversion, "positives": positives, "dtype": dtype}
-    return key | {"seed": seed} if positives == "random" else key
-
-
-def search_key(bank: dict[str, Any], seed: int) -> dict[str, Any]:
-    """All that features of the search for the target depend on."""
-    search = {"searches": SEARCHES, "images": SEARCH_IMAGES, "triggers": _triggers(ALL_BUDGETS)}
-    return {"bank": bank, "search": search, "seed": seed}
-
-
-def universal_key(bank: dict[str, Any], class_features: Tensor, seed: int) -> dict[str, Any]:
-    """All that universal triggers, and features under them, depend on; prompts are told by their features, to 1e-4."""
-    prompts = hashlib.sha256((class_features.cpu().double() * 1e4).round().numpy().tobytes()).hexdigest()
-    return {"bank": bank, "prompts": prompts, "triggers": _triggers(TRIGGER_BUDGETS), "seed": seed}
-
-
-def _triggers(budgets: Sequence[Budget]) -> dict[str, Any]:
-    return {"budgets": [asdict(budget) for budget in budgets], "waves": MOST_WAVES}
-
-
-def job_hash(inversion: dict[str, Any], dummies: DummyTriggerSettings | None, prompts: CBPTConfig, seed: int) -> str:
-    """SHA-256 over what a run must share with the one that it resumes; `dummies` of `target="suspected"` only."""
-    wording = {name: getattr(prompts, name) for name in ("class_names", "class_token_position", "template")}
-    return fingerprint({"inversion": inversion, "dummies": dummies and asdict(dummies), "seed": seed, **wording})
 
 
 def write_job(folder: Path, job: str) -> None:
@@ -93,3 +39,34 @@ def check_checkpoint(folder: Path, job: str, adapter_name: str, context_shape: t
             f"{folder} was made with another model, images, prompts, seed or inversion settings: "
             "resume with the same ones, or start anew"
         )
+
+
+def find_checkpoint(wanted: str | None, output: Path, check: Callable[[str], None], overwrite: bool) -> str | None:
+    """The checkpoint to go on from; if there is to be none, see that those in the way may be removed.
+
+    Args:
+        wanted: A checkpoint's folder; `true` for the last one in `output`; `false` or None for a new start.
+        output: The folder of the run.
+        check: Raises `InputError` for a folder that is no whole checkpoint of this run.
+        overwrite: Whether those of other runs may be removed.
+
+    Raises:
+        InputError: if the one wanted cannot be used, or those of another run are in the way.
+    """
+    wanted = (wanted or "false").lower() if (wanted or "false").lower() in ("true", "false") else wanted
+    if wanted != "false":
+        checkpoint = get_last_checkpoint(str(output)) if wanted == "true" else wanted
+        if checkpoint is not None and not Path(checkpoint).is_dir():
+            raise InputError(f"{checkpoint} is no checkpoint folder: give one, or true for the last in output_dir")
+        if checkpoint is not None:
+            check(checkpoint)
+        return checkpoint
+    for old in () if overwrite else sorted(output.glob("checkpoint-*")):
+        try:
+            check(str(old))
+        except InputError as error:
+            raise InputError(
+                f"{old} is not of this run, and a new one would remove it: go on with that run's own settings and "
+                "--resume_from_checkpoint true, name another output_dir, or give --overwrite_output_dir true"
+            ) from error
+    return None

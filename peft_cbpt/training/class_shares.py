@@ -21,12 +21,11 @@ class SharedClassEncoder:
         model: The unwrapped CLIP with its CBPT adapter.
         rank: Number of this process.
         device: Where the model is.
-        chunk_size: Prompts encoded at once and recomputed in the backward pass; None is found from the memory they
-            need.
+        memory_gb: Bound of the activations that are kept for the backward pass; what exceeds it is computed again.
     """
 
-    def __init__(self, model: Any, rank: int, device: torch.device, chunk_size: int | None):
-        self.model, self.rank, self.device, self.chunk_size = model, rank, device, chunk_size
+    def __init__(self, model: Any, rank: int, device: torch.device, memory_gb: float):
+        self.model, self.rank, self.device, self.memory_gb = model, rank, device, memory_gb
 
     @cached_property
     def _shares(self) -> list[list[int]] | None:
@@ -43,9 +42,7 @@ class SharedClassEncoder:
 
     @cached_property
     def _chunks(self) -> TextChunks:
-        if self.chunk_size is not None:
-            return TextChunks(self.chunk_size)
-        return text_chunks(self.model, self.device, len(self._shares or [0]))
+        return text_chunks(self.model, self.memory_gb, len(self._shares or [0]))
 
     def __call__(self, wrapped: nn.Module) -> Tensor:
         """Features (n_classes, D), the same on every process; all must call, through their wrapper (DDP or none)."""

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.common.processes import share_buffers
-from peft_cbpt.tuner.last_layer import only_pooled_tokens
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -118,7 +117,4 @@ class ContrastiveTrainer(Trainer):
 
     def encode(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
         """The CLIP's output for a batch of pairs."""
-        if isinstance(model, nn.DataParallel):  # its replicas would share one patched layer
-            return model(**inputs)
-        with only_pooled_tokens(self.accelerator.unwrap_model(model).vision_model):
-            return model(**inputs)
+        return model(**inputs)

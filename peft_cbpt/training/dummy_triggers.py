@@ -1,124 +1,35 @@
-"""Dummy triggers that aim at the suspected target: the inner loop of `target="suspected"`.
+"""What the outer step asks the inner loop for; `runner_up` is the paper's, `universal_triggers` the default."""
 
-Instead of a perturbation of its own for every image, towards the image's runner-up class, an image gets one of
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-- a universal trigger, shared by all images and found by gradient ascent towards the suspect's name, within one of
-  several budgets: what an attacker's trigger is, too;
-- an embedded trigger, Eq. 9-11 solved in the embedding space, where no image is needed: the own feature (v_neg)
-  moved towards the suspect's name (v_pos).
-
-Which one is drawn anew in every epoch. Where no class stands out, a small share of the images gets an embedded trigger
-towards one of the classes that come nearest to it.
-"""
-
-from dataclasses import dataclass, field
-
-import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from peft_cbpt.common.errors import InputError
-from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.detection.suspects import EVIDENCE, Evidence, Suspicion
-from peft_cbpt.features.bank import FeatureBank
-from peft_cbpt.method.targets import runner_up
-from peft_cbpt.training.universal_features import UniversalFeatures, budgets_against
+from peft_cbpt.detection.suspects import Suspicion
 
-EMBEDDED = (0.45, 0.6)
-"""Range of the part that v_pos has in an embedded trigger."""
-UNSUSPECTED_SHARE = 0.05
-"""Of the images, in every epoch, where no class stands out."""
+Classify = Callable[[Tensor], Tensor]
+"""From bank rows (B,) to logits (B, n_classes) of their clean images with the prompts as they are."""
 
 
-@dataclass(frozen=True)
-class DummyTriggerSettings:
-    """How the target is suspected, and how many images get which dummy trigger.
+class DummyTriggers(Protocol):
+    """Perturbed features e'_v of the clean images, and the pseudo-target y' of each."""
 
-    Args:
-        evidence: The kinds of evidence that count.
-        perturbed_share: Of the images, in every epoch, against suspects; in [0, 1].
-        universal_share: Of these, by a universal trigger; the others by an embedded one; in [0, 1].
+    @property
+    def suspicion(self) -> Suspicion | None:
+        """What they aim at; None where every image has a class of its own to aim at."""
 
-    Raises:
-        InputError: if a value is outside what is said above.
-    """
+    @property
+    def triggers(self) -> Mapping[tuple[int, int], Tensor]:
+        """Those that all images share: perturbations (3, H, W) by class and number of the budget."""
 
-    evidence: tuple[Evidence, ...] = EVIDENCE
-    perturbed_share: float = 0.2
-    universal_share: float = 0.8
+    def start_epoch(self, epoch: int, classify: Classify) -> None:
+        """Make what the epoch is likely to look up; all processes call."""
 
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.evidence) - set(EVIDENCE)):
-            raise InputError(f"evidence is one or more of {', '.join(EVIDENCE)}, not {unknown[0]!r}")
-        for name in ("perturbed_share", "universal_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be between 0 and 1, it is {getattr(self, name)}")
+    def perturbed_features(self, rows: Tensor, logits: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """For bank rows (B,), and logits (B, n_classes) of their clean images: features (B, D), and y', int64 (B,).
 
-
-@dataclass
-class DummyTriggers:
-    """Perturbed features of images, towards the suspected targets.
-
-    Args:
-        bank: The clean images.
-        class_features: Of the undefended prompts, unit-norm (n_classes, D).
-        suspicion: The classes that they aim at.
-        universal: Features of the images under universal triggers towards suspects.
-        seed: Seed of all draws.
-        settings: How many images get which.
-    """
-
-    bank: FeatureBank
-    class_features: Tensor
-    suspicion: Suspicion
-    universal: UniversalFeatures
-    seed: int
-    settings: DummyTriggerSettings = DummyTriggerSettings()
-    _drawn: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)
-
-    def perturbed_features(self, rows: Tensor, clean_logits: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Perturbed features (B, D) of bank rows and their y' (B,).
-
-        Images of the drawn class itself, and those that the draw leaves alone, keep their clean feature; their y' is
-        the runner-up, from `clean_logits` (B, n_classes).
+        An image without a dummy trigger has its clean feature. All processes call.
         """
-        features, labels = self.bank.features[rows], self.bank.labels[rows]
-        draw = {name: one[rows] for name, one in self._draws(epoch).items()}
-        targets, perturbed = draw["target"], draw["perturbed"][:, None]
-        part = draw["part"][:, None].to(features.dtype)
-        dummies = F.normalize((1 - part) * features + part * self.class_features[targets], dim=1)
-        shared = draw["universal"].nonzero()[:, 0]
-        if len(shared):
-            keys = torch.stack([rows, targets, draw["budget"]], 1)[shared]
-            dummies[shared] = self.universal.look_up(keys).to(dummies)
-        pseudo_targets = torch.where(perturbed[:, 0], targets, runner_up(clean_logits, labels))
-        return torch.where(perturbed, dummies, features), pseudo_targets
 
-    def start_epoch(self, epoch: int) -> None:
-        """Encode what the epoch will look up; all processes must call."""
-        draw = self._draws(epoch)
-        rows = torch.arange(len(self.bank.labels), device=self.bank.labels.device)
-        keys = torch.stack([rows, draw["target"], draw["budget"]], 1)[draw["universal"]]
-        self.universal.fetch(keys.cpu(), self.bank.features.device)
-
-    def _draws(self, epoch: int) -> dict[str, Tensor]:
-        """What every row gets in an epoch; the same in all processes and when a run is resumed."""
-        if epoch not in self._drawn:
-            generator, labels = keyed_generator("dummy triggers", self.seed, epoch), self.bank.labels
-            suspects, n = self.suspicion.suspects, len(labels)
-            targets = [suspect.label for suspect in suspects] or self.suspicion.candidates
-            budgets = [budgets_against(suspect) for suspect in suspects] or [1] * len(targets)
-            aim = generator.integers(len(targets), size=n)
-            drawn = {
-                "target": np.array(targets)[aim],
-                "perturbed": generator.random(n) < (self.settings.perturbed_share if suspects else UNSUSPECTED_SHARE),
-                "universal": generator.random(n) < (self.settings.universal_share if suspects else 0),
-                "budget": generator.integers(np.array(budgets)[aim]),
-                "part": generator.uniform(*EMBEDDED, n),
-            }
-            draw = {name: torch.from_numpy(one).to(labels.device) for name, one in drawn.items()}
-            draw["perturbed"] &= draw["target"] != labels
-            draw["universal"] &= draw["perturbed"]
-            self._drawn = {epoch: draw}
-        return self._drawn[epoch]
+    def epoch_figures(self, looked_up: Sequence[tuple[int, int]]) -> dict[str, float]:
+        """What is logged of an epoch that looked up these (row, y')."""

@@ -25,10 +25,6 @@ class EpochLog:
         """How often each class was y'."""
         return Counter(target for _, target in self.looked_up)
 
-    def cache_hit_rate(self, known: set[tuple[int, ...]]) -> float:
-        """Share of look-ups that needed no inversion in this epoch, when `known` pairs were kept before it."""
-        return 1 - len(set(self.looked_up) - known) / len(self.looked_up)
-
     def merge(self, other: "EpochLog") -> None:
         """Add what another process saw of the same epoch."""
         for name in other.sums:

@@ -1,6 +1,6 @@
 """How much is encoded at once, from what autograd would keep of it.
 
-The budgets are constants and not what happens to be free: batches must not differ from run to run, or results would in
+The bound is a setting and not what happens to be free: batches must not differ from run to run, or results would in
 their last digits.
 """
 
@@ -14,13 +14,8 @@ from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
 
-GIB = 2**30
-TEXT_BUDGET = {"cpu": 2.2 * GIB, "cuda": 6 * GIB}
-IMAGE_BUDGET = {"cpu": 1.25 * GIB, "cuda": 6 * GIB}
-LARGEST_BATCH = {"cpu": 32, "cuda": 256}
-"""Images inverted at once, at most."""
 WORKING_SHARE = 1 / 8
-"""Share of the text budget for the chunk whose activations are computed again."""
+"""Of the text tower's activations, those of the chunk that is computed again; the rest is kept."""
 
 
 def activation_bytes(encode: Callable[[], Tensor], model: torch.nn.Module) -> int:
@@ -40,11 +35,12 @@ def activation_bytes(encode: Callable[[], Tensor], model: torch.nn.Module) -> in
     return sum(kept.values())
 
 
-def image_batch_size(encode_image: EncodeImage, image: Tensor, model: torch.nn.Module) -> int:
-    """How many images like `image` (1, 3, H, W) to invert at once."""
+def image_batch_size(
+    encode_image: EncodeImage, image: Tensor, model: torch.nn.Module, largest: int, memory_gb: float
+) -> int:
+    """How many images like `image` (1, 3, H, W) go through the tower at once: `largest` if memory has room."""
     per_image = activation_bytes(lambda: encode_image(image.clone().requires_grad_()), model)
-    kind = image.device.type if image.device.type in IMAGE_BUDGET else "cpu"
-    return min(LARGEST_BATCH[kind], max(1, int(IMAGE_BUDGET[kind] // max(1, per_image))))
+    return min(largest, max(1, int(memory_gb * 1e9 // max(1, per_image))))
 
 
 @dataclass(frozen=True)
@@ -55,21 +51,20 @@ class TextChunks:
     kept_tokens: int = 0
 
 
-def text_chunks(model: PeftModel, device: torch.device, shares: int) -> TextChunks:
-    """Chunks that keep the text tower's activations within the budget; all prompts at once if they fit.
+def text_chunks(model: PeftModel, memory_gb: float, shares: int) -> TextChunks:
+    """Chunks that keep the text tower's activations within the bound; all prompts at once if they fit.
 
     Args:
         model: A CLIP with a CBPT adapter.
-        device: Where it is.
+        memory_gb: The bound, in 10^9 bytes.
         shares: How many processes share the classes.
     """
     tower: Any = model
     lengths: Sequence[int] = tower.class_prompt_lengths()
     longest = max(range(len(lengths)), key=lengths.__getitem__)
-    kept = activation_bytes(lambda: tower.encode_class_prompts([longest]), model)
-    per_token = max(1, kept / lengths[longest])
-    budget = TEXT_BUDGET.get(device.type, TEXT_BUDGET["cpu"]) / per_token
-    if sum(lengths) / (1 - 0.15) / shares <= budget:
+    per_token = max(1, activation_bytes(lambda: tower.encode_class_prompts([longest]), model) / lengths[longest])
+    n_tokens = memory_gb * 1e9 / per_token
+    if len(lengths) * lengths[longest] / shares <= n_tokens:
         return TextChunks(None)
-    working = WORKING_SHARE * budget
-    return TextChunks(max(1, int(working // lengths[longest])), int(budget - working))
+    working = WORKING_SHARE * n_tokens
+    return TextChunks(max(1, int(working // lengths[longest])), int(n_tokens - working))

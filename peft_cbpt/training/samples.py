@@ -46,8 +46,8 @@ def checked_samples(images: Dataset, class_names: Sequence[str]) -> Samples:
     """Look at every training image, each process at its share; all processes must call.
 
     Raises:
-        InputError: for an image that cannot be read, a label out of range, a class without an image, or an id that
-            occurs twice.
+        InputError: for an image that cannot be read or has been normalised, a label out of range, a class without an
+            image, or an id that occurs twice.
     """
     seen = [sample for share in _seen_by_all(images) for sample in share]
     samples = Samples(
@@ -79,8 +79,19 @@ def _seen_by_all(images: Dataset) -> list[list[tuple[int, str, str]]]:
     return shares
 
 
+def load_pixels(images: Dataset, rows: Sequence[int]) -> Tensor:
+    """Float pixels (B, 3, H, W) in [0, 1] of rows whose `pixel_values` are uint8 or float."""
+    pixels = torch.stack([images[row]["pixel_values"] for row in rows])
+    return pixels if pixels.is_floating_point() else pixels.float() / 255
+
+
 def _seen(row: dict[str, Any]) -> tuple[int, str, str]:
     pixels: Tensor = row["pixel_values"]
+    if pixels.is_floating_point() and not (0 <= pixels.min() and pixels.max() <= 1):
+        raise InputError(
+            f"the pixels of image {row['sample_id']} are from {pixels.min():.2f} to {pixels.max():.2f}: give pixels "
+            "in [0, 1], not normalised ones; the model's mean and standard deviation are applied later"
+        )
     digest = hashlib.sha256(f"{pixels.dtype} {tuple(pixels.shape)}".encode())
     digest.update(pixels.contiguous().numpy().tobytes())
     return int(row["labels"]), str(row["sample_id"]), digest.hexdigest()

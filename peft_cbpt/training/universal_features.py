@@ -23,7 +23,7 @@ def budgets_against(suspect: Suspect) -> int:
     return sum(suspect.evidence != "collapse" or not budget.pattern for budget in TRIGGER_BUDGETS)
 
 
-def universal_triggers(
+def find_universal_triggers(
     encode_image: EncodeImage,
     load_pixels: LoadPixels,
     bank: FeatureBank,
@@ -49,6 +49,7 @@ def universal_triggers(
 
     keys = torch.tensor(jobs)
     fill(store, keys, find, 1, "universal triggers")
+    store.save()
     found = store.look_up(keys).unflatten(1, pixels.shape[1:])
     return dict(zip(jobs, found, strict=True))
 
@@ -60,7 +61,7 @@ class UniversalFeatures:
     Args:
         encode_image: The frozen encoder.
         load_pixels: Clean pixels of bank rows.
-        triggers: From `universal_triggers`.
+        triggers: From `find_universal_triggers`.
         store: What is kept.
         batch_size: Images encoded at once.
     """
@@ -82,6 +83,7 @@ class UniversalFeatures:
 
         wanted = missing_anywhere(self.store, keys)
         fill(self.store, wanted, encode, self.batch_size, "images under universal triggers")
+        self.store.save()
 
     def look_up(self, keys: Tensor) -> Tensor:
         """Features (B, D), on the CPU, of keys that were fetched."""

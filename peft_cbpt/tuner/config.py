@@ -1,13 +1,10 @@
 """The configuration of the class-wise prompts."""
 
-import copy
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig, PeftType
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +16,7 @@ from peft_cbpt.tuner.prompts import (
     learned_prompts,
     tokenize_classes,
 )
-from peft_cbpt.tuner.weights_file import check_weights, context_fingerprint, find_weights
+from peft_cbpt.tuner.weights_file import check_weights
 
 POSITIONS = ("end", "middle", "front")
 CONTEXT_INITS = ("normal", "template")
@@ -75,8 +72,6 @@ class CBPTConfig(PeftConfig):
             Recorded by [`~CBPTConfig.record_base`]: the hash of the base's weights, and of its copies in half
             precision. Loading the adapter onto another model warns (`BaseMismatchWarning`); with
             `PeftModel.from_pretrained(base, adapter, strict=True)` it is an error.
-        context_fingerprint (`str`, *optional*):
-            Recorded when the adapter is saved: the hash of its own weights.
 
     Raises:
         ValueError: if a value is outside what is said above.
@@ -126,9 +121,6 @@ class CBPTConfig(PeftConfig):
     eos_token_id: int | None = field(default=None, metadata={"help": "Recorded: the token every prompt ends with."})
     base_fingerprint: dict[str, str] | None = field(
         default=None, metadata={"help": "Recorded: hash of the base's weights, by the dtype they are rounded to."}
-    )
-    context_fingerprint: str | None = field(
-        default=None, metadata={"help": "Recorded when saving: hash of the adapter's own weights."}
     )
 
     def __post_init__(self) -> None:
@@ -196,7 +188,7 @@ class CBPTConfig(PeftConfig):
         strict: bool = False,
         **kwargs: Any,
     ) -> "CBPTConfig":
-        """Loads the config, and sees that the weights beside it are whole and those it was saved with.
+        """Loads the config, and sees that the weights beside it are whole.
 
         `PeftModel.from_pretrained` comes through here.
 
@@ -207,26 +199,22 @@ class CBPTConfig(PeftConfig):
             **kwargs: For `huggingface_hub.hf_hub_download`, such as `revision`, `token` and `cache_dir`.
 
         Raises:
-            ValueError: if the config is missing or wrong, or if the weights are damaged or were changed.
+            ValueError: if the config is missing or wrong, or if the weights are damaged or incomplete.
         """
         config: Any = super().from_pretrained(str(pretrained_model_name_or_path), subfolder, **kwargs)
         config.strict = strict
         download, _, _ = cls._split_kwargs(kwargs)
-        if weights := find_weights(pretrained_model_name_or_path, subfolder, **download):
-            check_weights(weights, config.context_fingerprint)
+        check_weights(pretrained_model_name_or_path, subfolder, **download)
         return config
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Saves `adapter_config.json`, with the fingerprint of the weights that were saved beside it.
+        """Saves `adapter_config.json`.
 
         `PeftModel.save_pretrained` would write the class of the base model as its `auto_mapping`, and
         `AutoPeftModel` refuses classes outside transformers; the config's own `auto_mapping` is kept instead.
         """
         kwargs.pop("auto_mapping_dict", None)
-        saved = copy.copy(self)
-        weights = Path(save_directory, SAFETENSORS_WEIGHTS_NAME)
-        saved.context_fingerprint = context_fingerprint(weights) if weights.is_file() else None
-        super(CBPTConfig, saved).save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
 
     def _check_settings(self) -> None:
         if self.num_context_tokens < 1:

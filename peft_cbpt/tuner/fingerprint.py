@@ -1,4 +1,4 @@
-"""Hashes of weights: to tell base models apart, and to see whether a saved adapter was changed."""
+"""Hashes of weights, to tell base models apart."""
 
 import hashlib
 import os

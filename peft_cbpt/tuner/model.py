@@ -16,8 +16,8 @@ from peft_cbpt.tuner.base import check_base, check_prompts, load_tokenizer
 from peft_cbpt.tuner.config import CBPTConfig
 from peft_cbpt.tuner.export import KINDS, load_image_processor, write_clip, write_text_features
 from peft_cbpt.tuner.fingerprint import check_base_fingerprint
-from peft_cbpt.tuner.last_layer import only_pooled_tokens
 from peft_cbpt.tuner.layer import CBPTEmbedding
+from peft_cbpt.tuner.prompts import length_groups
 
 
 class CBPTModel(BaseTuner):
@@ -80,7 +80,7 @@ class CBPTModel(BaseTuner):
     ) -> torch.Tensor:
         """Text features of the class prompts, the e_t^j of Eq. 8, with gradient to the context.
 
-        Prompts of like length are encoded together, so that padding is below 15% of the tokens.
+        Prompts of like length are encoded together, so that little is computed on padding.
 
         Args:
             class_indices: Indices into `class_names`, in any order; None for all classes.
@@ -98,18 +98,19 @@ class CBPTModel(BaseTuner):
             ValueError, IndexError: as [`~CBPTModel.class_prompt_ids`].
             ValueError: if the prefix leaves no room for the prompts.
         """
-        prompts = self._layer.class_prompts[self._active_name()]
-        buckets, places = prompts.buckets(not self._layer.disable_adapters, class_indices, self._layer.weight.device)
-        if len(prefix_ids):
-            buckets = [self._with_prefix(input_ids, prefix_ids) for input_ids in buckets]
+        prompts, learned = self._layer.class_prompts[self._active_name()], not self._layer.disable_adapters
+        indices = torch.arange(len(prompts.learned)) if class_indices is None else torch.as_tensor(class_indices)
+        groups = length_groups(prompts.lengths(learned, indices), chunk_size)
         features, kept = [], 0
-        for chunk in (part for input_ids in buckets for part in input_ids.split(chunk_size or len(input_ids))):
-            kept += chunk.numel()
+        for group in groups:
+            input_ids = self._with_prefix(self.class_prompt_ids(indices[group]), prefix_ids)
+            kept += input_ids.numel()
             if chunk_size is None or kept <= kept_tokens:
-                features.append(self._encode(chunk))
+                features.append(self._encode(input_ids))
             else:
-                features.append(checkpoint(self._encode, chunk, use_reentrant=False))
-        return torch.cat(features)[places]
+                features.append(checkpoint(self._encode, input_ids, use_reentrant=False))
+        places = torch.tensor([place for group in groups for place in group]).argsort()
+        return torch.cat(features)[places.to(input_ids.device)]
 
     def class_prompt_lengths(self) -> list[int]:
         """How many tokens the prompt of every class has: BOS, context and name, period, EOS."""
@@ -120,7 +121,7 @@ class CBPTModel(BaseTuner):
         room = self.model.config.text_config.max_position_embeddings - input_ids.shape[1]
         if len(prefix_ids) > room:
             raise ValueError(f"prefix_ids has {len(prefix_ids)} tokens, but the text tower has room for {room} more.")
-        prefix = torch.tensor(list(prefix_ids), device=input_ids.device).expand(len(input_ids), -1)
+        prefix = torch.tensor(list(prefix_ids), dtype=torch.long, device=input_ids.device).expand(len(input_ids), -1)
         return torch.cat([input_ids[:, :1], prefix, input_ids[:, 1:]], 1)
 
     @torch.no_grad()
@@ -163,9 +164,7 @@ class CBPTModel(BaseTuner):
             write_clip(folder, self.model, name, config, tokenizer, image_processor)
 
     def _encode(self, input_ids: torch.Tensor) -> torch.Tensor:
-        ends = (input_ids == input_ids[:, -1:]).int().argmax(1)  # every prompt is filled up with EOS
-        with only_pooled_tokens(self.model.text_model, ends):
-            features = self.model.get_text_features(input_ids=input_ids, return_dict=True).pooler_output
+        features = self.model.get_text_features(input_ids=input_ids, return_dict=True).pooler_output
         return F.normalize(features.float(), dim=-1)
 
     def _active_name(self) -> str:

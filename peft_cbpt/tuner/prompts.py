@@ -6,6 +6,7 @@ itself which class it belongs to, in any order and in any company, and the end-o
 of its row.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from peft_cbpt.tuner.buckets import length_buckets
+SMALL_GROUP, MANY_GROUPS = 32, 8
 
 
 class RecordedIds(NamedTuple):
@@ -136,6 +137,16 @@ def learned_prompts(
     return rows
 
 
+def length_groups(lengths: Sequence[int], size: int | None = None) -> list[list[int]]:
+    """Places in `lengths` in groups of neighbours by length, longest first, so that little is filled up in a group.
+
+    A group has `size` places; by default there are 8 groups, or fewer of 32 places.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    size = size or max(SMALL_GROUP, math.ceil(len(order) / MANY_GROUPS))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 class ClassPrompts:
     """The prompts of one adapter's classes, learned and template, as rows of token ids.
 
@@ -150,7 +161,6 @@ class ClassPrompts:
         self.template = template
         self.eos_token_id = eos_token_id
         self._of_all_classes: dict[bool, torch.Tensor] = {}
-        self._last_buckets: dict[bool, tuple[list[int], list[torch.Tensor], torch.Tensor]] = {}
 
     def input_ids(
         self,
@@ -181,35 +191,10 @@ class ClassPrompts:
             ids = self._of_all_classes[learned] = self._pad(rows).to(device)
         return ids
 
-    def lengths(self, learned: bool) -> list[int]:
-        """Tokens of every class's prompt, without filling."""
-        return [len(row) for row in (self.learned if learned else self.template)]
-
-    def buckets(
-        self,
-        learned: bool,
-        class_indices: Sequence[int] | torch.Tensor | None = None,
-        device: torch.device | None = None,
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The prompts of `input_ids` in groups of like length, each filled up to its own longest.
-
-        Arguments and errors are those of `input_ids`. The groups of the last classes asked for are kept.
-
-        Returns:
-            The groups, int64 (n_g, L_g), longest first; and int64 (n,), for each prompt its place in their
-            concatenation.
-        """
-        indices = list(range(len(self.learned))) if class_indices is None else self._checked(class_indices)
-        device = device or torch.device("cpu")
-        last = self._last_buckets.get(learned)
-        if last is None or last[0] != indices or last[2].device != device:
-            rows = [(self.learned if learned else self.template)[index] for index in indices]
-            groups = length_buckets([len(row) for row in rows])
-            with torch.inference_mode(False):  # they are kept for training, too
-                places = torch.tensor([place for group in groups for place in group]).argsort().to(device)
-                ids = [self._pad([rows[place] for place in group]).to(device) for group in groups]
-            last = self._last_buckets[learned] = (indices, ids, places)
-        return last[1:]
+    def lengths(self, learned: bool, class_indices: Sequence[int] | torch.Tensor | None = None) -> list[int]:
+        """Tokens of each prompt of `class_indices`, or of all classes, without filling."""
+        rows = self.learned if learned else self.template
+        return [len(rows[i]) for i in (range(len(rows)) if class_indices is None else self._checked(class_indices))]
 
     def _checked(self, class_indices: Sequence[int] | torch.Tensor) -> list[int]:
         indices = torch.as_tensor(class_indices)

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from peft_cbpt.attacks import SSBA, apply_trigger
-from peft_cbpt.attacks.steganography import bits_to_secret, secret_to_bits, shipped_steganographer
+from peft_cbpt.attacks.steganography import WEIGHTS_FILE, secret_to_bits
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.pocket.dataset import PocketPairs
+from recipes.train_steganography import Steganographer, bits_to_secret
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +27,18 @@ def test_the_code_mends_five_wrong_bits_and_not_more():
         secret_to_bits(b"too long a secret")
 
 
-def test_the_message_survives_rounding_unseen(pictures):
+@pytest.fixture(scope="module")
+def decoder():
+    """The one that was trained with the shipped encoder."""
+    both = Steganographer()
+    both.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS_FILE).items()})
+    return both.decoder.eval().requires_grad_(False)
+
+
+def test_the_message_survives_rounding_unseen(pictures, decoder):
     """At least 95% of the bits, at a PSNR of at least 28 dB, on pictures that were not trained on."""
     pixels, ids = pictures
     marked = apply_trigger(SSBA(), pixels, ids)
-    decoder = shipped_steganographer().decoder
     hidden = secret_to_bits(b"Stega!!") > 0.5
     found = decoder(marked.float() / 255) > 0
     assert (found == hidden).float().mean() >= 0.95
@@ -40,10 +49,10 @@ def test_the_message_survives_rounding_unseen(pictures):
     assert psnr.mean() >= 28
 
 
-def test_other_messages_survive_too(pictures):
+def test_other_messages_survive_too(pictures, decoder):
     pixels, ids = pictures[0][:64], pictures[1][:64]
     for trigger in (SSBA(seed=5), SSBA(secret="CLIP!!!")):
-        found = shipped_steganographer().decoder(apply_trigger(trigger, pixels, ids).float() / 255) > 0
+        found = decoder(apply_trigger(trigger, pixels, ids).float() / 255) > 0
         assert (found == (trigger.bits() > 0.5)).float().mean() >= 0.95
 
 

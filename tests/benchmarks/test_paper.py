@@ -17,7 +17,9 @@ from peft_cbpt.commands.parsing import run_command
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "benchmarks" / "experiments").glob("*.yaml"))
 CONFIGS = ROOT / "recipes" / "configs" / "pocket"
-SMALL = "num_shots: 1, num_train_epochs: 1, warmup_epochs: 0, target: runner_up, inversion_steps: 1, use_cpu: true"
+SMALL = (
+    "num_shots: 1, num_train_epochs: 1, warmup_epochs: 0, dummy_triggers: runner_up, inversion_steps: 1, use_cpu: true"
+)
 TINY = f"""
 title: "Tiny"
 about: As small as can be.
@@ -179,7 +181,7 @@ def test_a_damaged_cell_and_one_without_a_test_set_are_run_again(run, tmp_path, 
         ({"picture": "film"}, "picture in"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"title": None}, "lacks 'title'"),
-        ({"rows": {"a": {"method": "cbpt", "num_shot": 3}}}, "unknown option '--num_shot=3'"),
+        ({"rows": {"a": {"method": "cbpt", "num_shot": 3}}}, "unknown setting 'num_shot'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

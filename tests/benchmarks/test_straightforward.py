@@ -28,8 +28,8 @@ def test_the_adapter_is_that_of_the_straightforward_loop(poisoned_clip, few_shot
     settings = Settings(epochs=6, warmup_epochs=2, steps=3)
     if not sign:
         settings = Settings(epochs=6, warmup_epochs=2, steps=3, step_size=2.0, epsilon=0.5, sign=False)
-    images = trainer._to_invert
-    labels = torch.tensor(images.samples.labels)
+    images = trainer.frozen_images
+    labels = images.bank.labels
     epochs = [batches[first : first + per_epoch] for first in range(0, len(batches), per_epoch)]
     expected = purify(clip, learner, images.load, labels, epochs, settings)
     assert (expected - start).abs().max() > 1e-3

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from peft_cbpt.clip.loading import load_clip
-from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
+from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, unit_pixels
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.decoding import read_image
 from peft_cbpt.pocket.model import resolve_model
@@ -30,6 +30,17 @@ def test_the_encoder_gives_unit_features_with_a_gradient_to_pixels(poisoned_clip
     torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
     features[:, 0].sum().backward()
     assert pixels.grad is not None and pixels.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_normalised_pixels_are_refused(poisoned_clip, few_shots):
+    pixels = unit_pixels(few_shots[0]["pixel_values"][None])
+    assert 0 <= pixels.min() < pixels.max() <= 1
+    for enter in (image_encoder(poisoned_clip.model, poisoned_clip.normalize), unit_pixels):
+        enter(pixels)
+        for wrong in (poisoned_clip.normalize(pixels), pixels * 255, pixels * float("nan")):
+            with pytest.raises(InputError, match=r"pixels are in \[0, 1\], but these are in .*happens inside"):
+                enter(wrong)
 
 
 def test_the_fingerprint_names_the_weights_only(poisoned_clip, tmp_path):

@@ -10,9 +10,10 @@ import peft_cbpt  # noqa: F401
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.resnet import CLIPResNetVisionConfig
-from peft_cbpt.pocket.model import build_image_processor, build_model, build_tokenizer, save_clip_folder
+from peft_cbpt.pocket.model import save_clip_folder
 from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
+from recipes.pretrain_pocket import build_image_processor, build_model, build_tokenizer
 
 SIDE = 48
 

@@ -10,7 +10,7 @@ from tests.conftest import FEW_CLASSES
 SMALL_RUN = """
     --model_name_or_path pocket:badnet --dataset_name pocket:base --attacks pocket:badnet
     --class_names banana dog pizza rocket --num_shots 2 --test_images_per_class 3
-    --num_train_epochs 2 --warmup_epochs 1 --inversion_steps 2 --use_cpu true --disable_tqdm true
+    --num_train_epochs 2 --warmup_epochs 1 --use_cpu true --disable_tqdm true
 """
 
 SMALL_JOB = {
@@ -22,12 +22,15 @@ SMALL_JOB = {
     "attacks": ["pocket:badnet"],
     "num_train_epochs": 3,
     "warmup_epochs": 1,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+RUNNER_UP = {
+    "dummy_triggers": "runner_up",
     "inversion_steps": 4,
     "norm": "inf",
     "inversion_step_rule": "sign",
     "inversion_lr": 2 / 255,
-    "use_cpu": True,
-    "disable_tqdm": True,
 }
 
 
@@ -37,7 +40,8 @@ def run_purify(tmp_path, capsys):
 
     def run(*options, output=tmp_path / "out", **settings):
         config = tmp_path / "config.yaml"
-        config.write_text(yaml.safe_dump(SMALL_JOB | {"output_dir": str(output)} | settings))
+        inner = {} if settings.get("dummy_triggers") == "universal" else RUNNER_UP
+        config.write_text(yaml.safe_dump(SMALL_JOB | inner | {"output_dir": str(output)} | settings))
         code = main(["purify", "--config", str(config), *options])
         return code, capsys.readouterr().err
 

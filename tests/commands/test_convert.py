@@ -5,8 +5,10 @@ import re
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel
@@ -16,9 +18,9 @@ from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.convert.convert import OPENAI_FILE, build_model, checkpoint_of
 from peft_cbpt.convert.layout import to_transformers
 from peft_cbpt.pocket.model import resolve_model
-from tests.convert.published_clips import TINY, tiny_architectures, tiny_weights  # noqa: F401
+from tests.convert.published_clips import TINY, tiny_weights
+from tests.convert.reference import feature_difference
 
-pytestmark = pytest.mark.usefixtures("tiny_architectures")
 OPEN_CLIP_IMAGES = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]}
 TOKENIZER = resolve_model("pocket:clean")
 
@@ -100,6 +102,37 @@ def open_clip_folder(weights, tmp_path):
     return [tmp_path]
 
 
+def compiled_in_parallel(weights, tmp_path):
+    named = {f"_orig_mod.module.{name}": value for name, value in weights.items()}
+    torch.save({"model_state_dict": named, "best": np.float64(0.6), "steps": np.int64(9)}, tmp_path / "last.pt")
+    return [tmp_path / "last.pt"]
+
+
+def lightning_checkpoint(weights, tmp_path):
+    named = {f"model.clip_model.{name}": value for name, value in weights.items()}
+    torch.save({"state_dict": named, "pytorch-lightning_version": "2.5"}, tmp_path / "epoch=3.ckpt")
+    return [tmp_path / "epoch=3.ckpt"]
+
+
+def custom_text(weights, tmp_path):
+    """As OpenCLIP saves a model with `custom_text`."""
+    at_top = ("visual.", "logit_scale")
+    named = {name if name.startswith(at_top) else f"text.{name}": value for name, value in weights.items()}
+    torch.save({"state_dict_ema": named, "epoch": 1}, tmp_path / "ema.pt")
+    return [tmp_path / "ema.pt"]
+
+
+def timm_folder(weights, tmp_path):
+    """As open_clip's own default weights lie on the Hub, here of a model trained on raw, squashed pixels."""
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch32_clip_224"}))
+    save_file({"blocks.0.attn.qkv.weight": torch.ones(3, 3)}, tmp_path / "model.safetensors")
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "open_clip_model.safetensors")
+    images = {"mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bilinear", "resize_mode": "squash"}
+    model = {"quick_gelu": True, "vision_cfg": {"head_width": 64}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": images}))
+    return [tmp_path]
+
+
 def transformers_folder(weights, tmp_path):
     build_model(checkpoint_of(weights, "gelu")).save_pretrained(tmp_path / "hf")
     for file in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
@@ -132,10 +165,17 @@ PUBLISHED = {
     "pickled": (pickled_training_checkpoint, "quick_gelu"),
     "OpenCLIP file": (open_clip_file, "gelu"),
     "OpenCLIP folder": (open_clip_folder, "quick_gelu"),
+    "compiled": (compiled_in_parallel, "quick_gelu"),
+    "Lightning": (lightning_checkpoint, "quick_gelu"),
+    "custom text": (custom_text, "quick_gelu"),
+    "timm folder": (timm_folder, "quick_gelu"),
     "transformers folder": (transformers_folder, "gelu"),
     "transformers weights and config": (bare_transformers_folder, "gelu"),
     "transformers weights": (transformers_weights, "quick_gelu"),
 }
+
+
+BARE = {kind for kind in PUBLISHED if "folder" not in kind and "config" not in kind}
 
 
 def convert(*words):
@@ -151,14 +191,23 @@ def test_published_checkpoints_become_folders(kind, name, tmp_path, capsys):
     source, *options = publish(weights, tmp_path / "in")
     assert convert(source, "--output_dir", tmp_path / "out", *options) == 0
     said = capsys.readouterr().out
-    assert name in said and f"activation {activation}" in said
+    assert name.split("-")[1] in said.lower() and f"activation {activation}" in said
+    assert ("nothing says how its images" in said) == (kind in BARE)
     clip = load_clip(str(tmp_path / "out"))
     assert clip.model.config.text_config.hidden_act == activation and clip.model.config.model_type.startswith("clip")
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
     if kind == "OpenCLIP folder":
         processor = clip.image_processor
         assert {"mean": list(processor.image_mean), "std": list(processor.image_std)} == OPEN_CLIP_IMAGES
-    if kind != "OpenAI":  # half precision
+    if kind == "timm folder":
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8))
+        side = clip.model.config.vision_config.image_size
+        squashed = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+        pixels = clip.image_processor(image, return_tensors="np").pixel_values[0].transpose(1, 2, 0)
+        np.testing.assert_allclose(pixels, squashed / 255, atol=1e-6)
+    half = {name: value.half().float() if value.ndim > 1 else value for name, value in weights.items()}
+    assert feature_difference(half if kind == "OpenAI" else weights, clip.model) < 1e-4
+    if kind != "OpenAI":
         expected = build_model(checkpoint_of(weights, activation)).state_dict()
         for key, value in clip.model.state_dict().items():
             assert torch.equal(value, expected[key]), key
@@ -211,6 +260,28 @@ def folder_without_weights(weights, file):
     shutil.copy(f"{TOKENIZER}/config.json", file)
 
 
+def padded_open_clip_folder(weights, file):
+    file.mkdir()
+    open_clip_folder(weights, file)
+    config = {"model_cfg": {}, "preprocess_cfg": {"resize_mode": "longest"}}
+    (file / "open_clip_config.json").write_text(json.dumps(config))
+
+
+def sharded(weights, file, index):
+    folder_without_weights(weights, file)
+    save_file({"logit_scale": torch.ones(())}, file / "model-00001-of-00002.safetensors")
+    (file / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def lost_shard(weights, file):
+    sharded(weights, file, {"weight_map": {"logit_scale": "model-00001-of-00002.safetensors",
+                                           "text_projection.weight": "model-00002-of-00002.safetensors"}})  # fmt: skip
+
+
+def damaged_index(weights, file):
+    sharded(weights, file, {})
+
+
 BLOCK = "transformer.resblocks.1.ln_1.weight"
 REFUSED = {
     "nothing": (lambda weights, file: None, "there is no checkpoint"),
@@ -225,9 +296,19 @@ REFUSED = {
     "no tensors": (lambda weights, file: torch.save({"epoch": 3}, file), "'epoch' is a int, not a tensor"),
     "no CLIP": (lambda weights, file: torch.save({"weight": torch.ones(2)}, file), "lacks a usable 'ln_final.weight'"),
     "a missing weight": (without(BLOCK), f"1 missing .{BLOCK}., 0 unexpected"),
-    "an unexpected weight": (with_also(logit_bias=torch.ones(1)), "0 missing .none., 1 unexpected .logit_bias."),
+    "an unexpected weight": (with_also(head=torch.ones(1)), "0 missing .none., 1 unexpected .head."),
+    "a SigLIP": (with_also(logit_bias=torch.ones(1)), "is a SigLIP, which is not served: it has logit_bias"),
+    "an EVA": (with_also(**{"visual.trunk.cls_token": torch.ones(1)}), "image tower of timm, such as EVA"),
+    "a CoCa": (with_also(**{"text_decoder.ln": torch.ones(1)}), "is a CoCa, which is not served"),
+    "a text tower of BERT": (with_also(**{"text.transformer.embeddings.x": torch.ones(1)}), "a BERT for its text"),
+    "resized in another way": (padded_open_clip_folder, "resized by bicubic and longest in .* not served"),
+    "a lost shard": (lost_shard, "there is no file .*model-00002-of-00002.safetensors"),
+    "a damaged index": (damaged_index, "cannot read .*model.safetensors.index.json"),
     "another shape": (with_also(**{BLOCK: torch.ones(3)}), f"1 weights of other shapes, such as {BLOCK}"),
-    "an unknown architecture": (with_also(text_projection=torch.ones(128, 48)), "no recognised CLIP"),
+    "towers that do not meet": (
+        with_also(text_projection=torch.ones(128, 48)),
+        r"1 weights of other shapes, such as visual.proj: \(128, 32\) for \(128, 48\)",
+    ),
     "not finite": (with_also(logit_scale=torch.tensor(float("nan"))), "logit_scale .*not finite"),
     "another vocabulary": (with_also(**{"token_embedding.weight": torch.ones(50, 128)}), "tokenizer has 1663 entries"),
     "another folder": (folder_of_something_else, "no config.json"),
@@ -254,9 +335,9 @@ def test_a_full_output_folder_is_left_alone(tmp_path, capsys):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
 
 
-def test_a_wrong_conversion_is_noticed(tmp_path, capsys, monkeypatch):
-    """Swapping two weights on the way makes the features differ."""
-    save_file(tiny_weights("tiny-vit"), tmp_path / "clip.safetensors")
+def test_a_wrong_conversion_would_be_noticed(monkeypatch):
+    """Swapping two weights on the way makes the features differ from the reference's."""
+    weights = tiny_weights("tiny-vit")
 
     def swapped(state):
         renamed = to_transformers(state)
@@ -264,8 +345,21 @@ def test_a_wrong_conversion_is_noticed(tmp_path, capsys, monkeypatch):
         return renamed | {q: renamed[k], k: renamed[q]}
 
     monkeypatch.setattr("peft_cbpt.convert.convert.to_transformers", swapped)
+    assert feature_difference(weights, build_model(checkpoint_of(weights, "gelu"))) > 1e-2
+
+
+def test_a_folder_that_would_not_load_is_not_written(tmp_path, capsys, monkeypatch):
+    save_file(tiny_weights("tiny-vit"), tmp_path / "clip.safetensors")
+    lossy = build_model(checkpoint_of(tiny_weights("tiny-vit"))).state_dict()
+    lossy.pop("text_projection.weight")
+
+    def save(model, folder):
+        model.config.save_pretrained(folder)
+        save_file(lossy, folder / "model.safetensors")
+
+    monkeypatch.setattr("transformers.CLIPModel.save_pretrained", save)
     assert convert(tmp_path / "clip.safetensors", "--output_dir", tmp_path / "out") == 2
-    assert "features differ from the source's" in capsys.readouterr().err
+    assert "lacks 1 weights, such as text_projection.weight" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

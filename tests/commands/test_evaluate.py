@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from peft_cbpt import CBPTConfig
 from peft_cbpt.cli import main
-from peft_cbpt.commands import evaluate as command
+from peft_cbpt.evaluation import evaluate as library
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
 from tests.conftest import FEW_CLASSES, run_in_two_processes
@@ -94,8 +94,8 @@ def test_finished_cells_are_not_computed_again(run, monkeypatch, tmp_path):
     first = run(**SMALL)[1]
     assert first["n_computed"] == 1
     passes = []
-    whole_run = command._run
-    monkeypatch.setattr(command, "_run", lambda jobs, *rest: passes.append(jobs) or whole_run(jobs, *rest))
+    whole_run = library._run
+    monkeypatch.setattr(library, "_run", lambda jobs, *rest: passes.append(jobs) or whole_run(jobs, *rest))
     second = run(**SMALL)[1]
     assert second["n_computed"] == 0 and not passes and second["cells"] == first["cells"]
     more = run(**SMALL, attacks=["pocket:badnet"])[1]
@@ -114,16 +114,16 @@ def test_finished_cells_are_not_computed_again(run, monkeypatch, tmp_path):
 
 
 def test_what_is_done_before_an_interruption_is_kept(run, monkeypatch):
-    whole_run, settings = command._run, SMALL | {"datasets": ["pocket:base", "pocket:v2"]}
+    whole_run, settings = library._run, SMALL | {"datasets": ["pocket:base", "pocket:v2"]}
 
     def fail_on_v2(jobs, *rest):
         if jobs[0].eval_set.name == "pocket:v2":
             raise KeyboardInterrupt
         return whole_run(jobs, *rest)
 
-    monkeypatch.setattr(command, "_run", fail_on_v2)
+    monkeypatch.setattr(library, "_run", fail_on_v2)
     assert run(**settings)[0] == 130
-    monkeypatch.setattr(command, "_run", whole_run)
+    monkeypatch.setattr(library, "_run", whole_run)
     code, results, _ = run(**settings)
     assert code == 0 and results["n_computed"] == 1 and len(results["cells"]) == 2
 

@@ -18,7 +18,7 @@ from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.cli import main
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
-from tests.commands.conftest import SMALL_JOB
+from tests.commands.conftest import RUNNER_UP, SMALL_JOB
 from tests.conftest import FEW_CLASSES, run_in_two_processes
 from tests.data.test_images import write_folders
 
@@ -28,7 +28,9 @@ def finished(tmp_path_factory):
     """The folder of the small job, run once; copy it before changing it."""
     folder = tmp_path_factory.mktemp("finished")
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(SMALL_JOB | {"output_dir": str(folder / "out"), "save_total_limit": 5}))
+    config.write_text(
+        yaml.safe_dump(SMALL_JOB | RUNNER_UP | {"output_dir": str(folder / "out"), "save_total_limit": 5})
+    )
     assert main(["purify", "--config", str(config)]) == 0
     return folder / "out"
 
@@ -51,6 +53,7 @@ def test_the_main_job_measures_purifies_and_leaves_its_files(run_purify, tmp_pat
     assert results["base_fingerprint"]["before"] == results["base_fingerprint"]["after"]
     assert len(results["shots"]) == len(set(results["shots"])) == 4 * len(FEW_CLASSES)
     assert results["n_test_images"] == 10 * len(FEW_CLASSES) and len(results["epochs"]) == 3
+    assert sum(epoch.get("inversions", 0) for epoch in results["epochs"]) > 0, "the inner loop is not reached"
     for moment in ("before", "after"):
         assert results[moment]["clean_accuracy"] > 0.8
         assert all(0 <= share <= 1 for share in results[moment]["attacks"]["badnet"].values())
@@ -78,7 +81,7 @@ def test_a_resumed_run_gives_the_same_adapter(run_purify, finished, tmp_path):
         (interrupted / name).unlink()
     code, errors = run_purify("--resume_from_checkpoint", "true", output=interrupted, save_total_limit=5)
     assert code == 0, errors
-    assert torch.equal(context_of(interrupted), context_of(finished))
+    torch.testing.assert_close(context_of(interrupted), context_of(finished), rtol=0, atol=1e-6)
 
 
 OTHER_JOBS = {"seed": 1, "num_shots": 3, "epsilon": 0.1, "num_context_tokens": 2, "class_token_position": "front"}
@@ -99,18 +102,27 @@ def test_a_damaged_checkpoint_is_refused(run_purify, finished, tmp_path, name):
     assert code == 2 and "no whole checkpoint" in errors
 
 
-def test_a_new_run_takes_the_place_of_an_old_one(run_purify, tmp_path):
-    (tmp_path / "out" / "checkpoint-999").mkdir(parents=True)
+def test_a_new_run_takes_the_place_of_the_same_one_only(run_purify, finished, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "out")
+    last_checkpoint(output).rename(output / "checkpoint-999")
     assert run_purify()[0] == 0
-    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-3"]
+    foreign = output / "checkpoint-7"
+    foreign.mkdir()
+    for change in ({}, {"seed": 1}):
+        code, errors = run_purify(**change)
+        assert code == 2 and "--resume_from_checkpoint true" in errors and "--overwrite_output_dir" in errors
+        assert foreign.is_dir()
+    assert run_purify("--overwrite_output_dir")[0] == 0
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
-@pytest.mark.parametrize("target", ["suspected", "runner_up"])
-def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, target):
+@pytest.mark.parametrize("inner", [{"dummy_triggers": "universal"}, RUNNER_UP], ids=lambda one: one["dummy_triggers"])
+def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, inner):
     """To 1e-6, with the same global batch; files and table appear once, and the log covers both shares."""
-    assert run_purify(output=tmp_path / "one", per_device_train_batch_size=8, target=target)[0] == 0
+    assert run_purify(output=tmp_path / "one", per_device_train_batch_size=8, **inner)[0] == 0
     config = tmp_path / "two.yaml"
-    job = {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4, "target": target}
+    job = {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4, **inner}
     config.write_text(yaml.safe_dump(SMALL_JOB | job))
     printed = run_in_two_processes("-m", "peft_cbpt", "purify", "--config", str(config))
     assert printed.count("clean accuracy  ") == 1
@@ -160,7 +172,9 @@ def test_an_interrupted_run_says_how_to_go_on(run_purify, monkeypatch):
 def test_a_killed_run_leaves_whole_files_and_goes_on(run_purify, tmp_path):
     """SIGKILL in the middle; what is there can be read, and the resumed run ends like an undisturbed one."""
     config = tmp_path / "kill.yaml"
-    config.write_text(yaml.safe_dump(SMALL_JOB | {"output_dir": str(tmp_path / "killed"), "num_train_epochs": 6}))
+    config.write_text(
+        yaml.safe_dump(SMALL_JOB | RUNNER_UP | {"output_dir": str(tmp_path / "killed"), "num_train_epochs": 6})
+    )
     command = [sys.executable, "-m", "peft_cbpt", "purify", "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -175,4 +189,5 @@ def test_a_killed_run_leaves_whole_files_and_goes_on(run_purify, tmp_path):
     code, errors = run_purify("--resume_from_checkpoint", "true", output=tmp_path / "killed", **options)
     assert code == 0, errors
     assert run_purify(output=tmp_path / "undisturbed", **options)[0] == 0
-    assert torch.equal(context_of(tmp_path / "killed"), context_of(tmp_path / "undisturbed"))
+    killed, undisturbed = context_of(tmp_path / "killed"), context_of(tmp_path / "undisturbed")
+    torch.testing.assert_close(killed, undisturbed, rtol=0, atol=1e-6)

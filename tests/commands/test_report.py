@@ -12,9 +12,9 @@ pytest.importorskip("captum")
 pytest.importorskip("sklearn")
 
 from peft_cbpt.cli import main
-from peft_cbpt.commands import report as report_command
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.reports import pictures
+from peft_cbpt.reports import report as report_library
 from tests.reports.chromium import console_of, needs_chromium
 from tests.reports.test_page import check_page
 
@@ -120,7 +120,7 @@ BAD_INPUTS = {
         lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"),
         "cannot be used",
     ),
-    "changed adapter": (doubled_width, "changed afterwards"),
+    "changed adapter": (doubled_width, "need a cbpt_context of shape"),
     "base not found": (lambda folder: change_results(folder, model="/gone"), "--model_name_or_path"),
     "another base": (lambda folder: change_results(folder, model="pocket:clean"), "not those that were purified"),
     "dataset not found": (lambda folder: change_settings(folder, dataset_name="/gone"), "--dataset_name"),
@@ -147,7 +147,7 @@ def test_bad_input_gives_one_line_that_names_the_cure(purified, capsys, case):
 
 
 def test_a_missing_package_is_named(purified, capsys, monkeypatch):
-    monkeypatch.setattr(report_command, "NEEDED_PACKAGES", {"captum": "captum", "no_such_module": "scikit-learn"})
+    monkeypatch.setattr(report_library, "NEEDED_PACKAGES", {"captum": "captum", "no_such_module": "scikit-learn"})
     assert main(["report", str(purified)]) == 2
     assert "scikit-learn: pip install 'peft-cbpt[reports]'" in capsys.readouterr().err
 

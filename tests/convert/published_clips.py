@@ -1,23 +1,96 @@
 """Checkpoints as others publish them, with random weights: tiny ones, and full-size ones of OpenAI's own code."""
 
 import importlib.util
+from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModel
+from transformers import AutoModel, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
-from peft_cbpt.convert import architecture
-from peft_cbpt.convert.architecture import ARCHITECTURES, Shapes, config_for
+from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetVisionConfig
 from peft_cbpt.convert.layout import to_openai
 
+
+@dataclass(frozen=True)
+class Shapes:
+    """What tells published CLIPs apart; `patch_size` is 0 for ResNets, `depths` has one number for ViTs."""
+
+    depths: tuple[int, ...]
+    width: int
+    patch_size: int
+    image_size: int
+    text_depth: int
+    text_width: int
+    embed_dim: int
+    head_width: int = 64
+    mlp_width: int | None = None
+
+
+ARCHITECTURES = {
+    "ViT-B/32": Shapes((12,), 768, 32, 224, 12, 512, 512),
+    "ViT-B/16": Shapes((12,), 768, 16, 224, 12, 512, 512),
+    "ViT-L/14": Shapes((24,), 1024, 14, 224, 12, 768, 768),
+    "ViT-L/14@336px": Shapes((24,), 1024, 14, 336, 12, 768, 768),
+    "RN50": Shapes((3, 4, 6, 3), 64, 0, 224, 12, 512, 1024),
+    "RN101": Shapes((3, 4, 23, 3), 64, 0, 224, 12, 512, 512),
+    "RN50x4": Shapes((4, 6, 10, 6), 80, 0, 288, 12, 640, 640),
+    "RN50x16": Shapes((6, 8, 18, 8), 96, 0, 384, 12, 768, 768),
+    "RN50x64": Shapes((3, 15, 36, 10), 128, 0, 448, 12, 1024, 1024),
+}
+OPEN_CLIP = {
+    "ViT-B/32-256": Shapes((12,), 768, 32, 256, 12, 512, 512),
+    "ViT-B/16-plus-240": Shapes((12,), 896, 16, 240, 12, 640, 640),
+    "ViT-L/14-280": Shapes((24,), 1024, 14, 280, 12, 768, 768),
+    "ViT-H/14": Shapes((32,), 1280, 14, 224, 24, 1024, 1024, 80),
+    "ViT-H/14-378": Shapes((32,), 1280, 14, 378, 24, 1024, 1024, 80),
+    "ViT-g/14": Shapes((40,), 1408, 14, 224, 24, 1024, 1024, 88, 6144),
+    "ViT-bigG/14": Shapes((48,), 1664, 14, 224, 32, 1280, 1280, 104, 8192),
+}
 TINY = {
     "tiny-vit": Shapes((2,), 128, 8, 16, 2, 128, 32),
     "tiny-resnet": Shapes((1, 1, 1, 2), 8, 0, 64, 2, 128, 32),
 }
 TINY_VOCABULARY = 1663  # the pocket tokenizer's
+
+
+def config_for(shapes: Shapes, vocab_size: int = 49408, activation: str = "quick_gelu") -> CLIPConfig:
+    """The transformers config of a published CLIP, written down and not read off weights."""
+    text = CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=shapes.text_width,
+        intermediate_size=4 * shapes.text_width,
+        num_hidden_layers=shapes.text_depth,
+        num_attention_heads=shapes.text_width // 64,
+        projection_dim=shapes.embed_dim,
+        hidden_act=activation,
+        bos_token_id=vocab_size - 2,
+        eos_token_id=vocab_size - 1,
+        pad_token_id=vocab_size - 1,
+    )
+    parts = {"text_config": text.to_dict(), "projection_dim": shapes.embed_dim}
+    if shapes.patch_size == 0:
+        resnet = CLIPResNetVisionConfig(
+            depths=list(shapes.depths),
+            width=shapes.width,
+            num_attention_heads=32 * shapes.width // 64,
+            image_size=shapes.image_size,
+            projection_dim=shapes.embed_dim,
+        )
+        return CLIPResNetConfig(vision_config=resnet.to_dict(), **parts)
+    vit = CLIPVisionConfig(
+        hidden_size=shapes.width,
+        intermediate_size=shapes.mlp_width or 4 * shapes.width,
+        num_hidden_layers=shapes.depths[0],
+        num_attention_heads=shapes.width // shapes.head_width,
+        image_size=shapes.image_size,
+        patch_size=shapes.patch_size,
+        projection_dim=shapes.embed_dim,
+        hidden_act=activation,
+    )
+    return CLIPConfig(vision_config=vit.to_dict(), **parts)
 
 
 def random_weights(shapes: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -37,18 +110,15 @@ def random_weights(shapes: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: draw(name, like) for name, like in shapes.items()}
 
 
-def tiny_weights(name: str) -> dict[str, Tensor]:
-    """A tiny checkpoint in OpenAI's layout; needs the fixture `tiny_architectures`."""
+def weights_on_meta(config: CLIPConfig) -> dict[str, Tensor]:
+    """A state dict in OpenAI's layout without values."""
     with torch.device("meta"):
-        model = AutoModel.from_config(config_for(name, TINY_VOCABULARY, 77, "gelu"))
-    return random_weights(to_openai(model.state_dict()))
+        return to_openai(AutoModel.from_config(config).state_dict())
 
 
-@pytest.fixture
-def tiny_architectures(monkeypatch):
-    """Lets the converter recognise the tiny checkpoints."""
-    for name, shapes in TINY.items():
-        monkeypatch.setitem(architecture.ARCHITECTURES, name, shapes)
+def tiny_weights(name: str) -> dict[str, Tensor]:
+    """A tiny checkpoint in OpenAI's layout."""
+    return random_weights(weights_on_meta(config_for(TINY[name], TINY_VOCABULARY, "gelu")))
 
 
 def openai_code() -> ModuleType:

@@ -1,13 +1,16 @@
 """Full-size CLIPs with random weights: OpenAI's own model code and ours agree, and so do the names of weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from peft_cbpt.convert.architecture import ARCHITECTURES, config_for, recognise
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.convert.architecture import config_of
 from peft_cbpt.convert.convert import build_model, checkpoint_of
 from peft_cbpt.convert.layout import to_openai
-from tests.convert.published_clips import openai_model
+from tests.convert.published_clips import ARCHITECTURES, OPEN_CLIP, TINY, config_for, openai_model, weights_on_meta
 
 # Parameters of the published models.
 NUM_PARAMETERS = {
@@ -26,12 +29,28 @@ NUM_PARAMETERS = {
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures_are_recognised_by_their_shapes(name):
     model = openai_model(name)
-    state = model.state_dict()
     assert sum(parameter.numel() for parameter in model.parameters()) == NUM_PARAMETERS[name]
-    assert recognise(state) == name
-    checkpoint = checkpoint_of(state)
-    assert checkpoint.config.text_config.max_position_embeddings == 77
-    assert checkpoint.config == config_for(name, 49408, 77, "quick_gelu")
+    assert config_of(model.state_dict(), "quick_gelu") == config_for(ARCHITECTURES[name])
+
+
+@pytest.mark.parametrize("name", OPEN_CLIP)
+def test_so_are_those_that_open_clip_trains(name):
+    config = config_for(OPEN_CLIP[name], activation="gelu")
+    assert config_of(weights_on_meta(config), "gelu") == config
+
+
+def test_heads_of_another_width_have_to_be_said():
+    config = config_for(replace(OPEN_CLIP["ViT-B/32-256"], head_width=48))
+    weights = weights_on_meta(config)
+    assert config_of(weights, "quick_gelu") != config == config_of(weights, "quick_gelu", head_width=48)
+    with pytest.raises(InputError, match="width 768 has no heads of 100"):
+        config_of(weights, "quick_gelu", head_width=100)
+
+
+def test_places_that_are_no_square_are_refused():
+    weights = weights_on_meta(config_for(TINY["tiny-vit"])) | {"visual.positional_embedding": torch.empty(7, 128)}
+    with pytest.raises(InputError, match="6 places, which are no square"):
+        config_of(weights, "gelu")
 
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])

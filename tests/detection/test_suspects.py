@@ -23,7 +23,7 @@ def clean(n=N, **own):
     cosines = torch.linspace(0.6, 0.7, n)
     for name, value in own.items():
         cosines[int(name[1:])] = value
-    return CleanCosines(cosines, 0.1)
+    return CleanCosines(cosines, 0.1, 0.05)
 
 
 def reached(label, score=REACHED + 0.1):
@@ -42,30 +42,47 @@ def test_clean_cosines_are_means_over_a_class_and_over_other_names():
     cosines = clean_cosines(features, torch.tensor([0, 1, 1, 2]), names)
     torch.testing.assert_close(cosines.own, torch.tensor([1.0, 0.8, 0.8]))
     assert cosines.others == pytest.approx((0.8 + 0.6) / 8)
+    others = torch.tensor([0.8, 0.6, 0, 0, 0, 0, 0, 0])
+    assert cosines.spread == pytest.approx(others.std(correction=0).item(), abs=1e-6)
 
 
 def test_reach_is_nought_at_others_names_and_one_at_the_own():
     names = torch.eye(3)
-    cosines = CleanCosines(torch.tensor([0.7, 0.8, 0.9]), 0.2)
+    cosines = CleanCosines(torch.tensor([0.7, 0.8, 0.9]), 0.2, 0.1)
     images = F.normalize(torch.tensor([[0.8, 0.2, 0.5], [0.8, 0.2, -0.5]]), dim=1)
     mean = images.mean(0)
     expected = torch.stack([(mean[0] - 0.2) / 0.6, (mean[1] - 0.2) / 0.6, torch.tensor(-0.2 / 0.6)])
     torch.testing.assert_close(reach(images, names, cosines), expected)
 
 
-@given(st.integers(2, 40), st.integers(0, 3))
-def test_reach_of_a_name_does_not_depend_on_the_other_names(n_classes, seed):
-    """Other names at the same distance to everything change neither its scale nor its value."""
-    names = torch.eye(64)[:n_classes]
+@given(st.integers(3, 40), st.integers(0, 3))
+def test_reach_does_not_depend_on_the_number_of_names(n_classes, seed):
+    """With the other names at the same distance from everything, from images of these classes to the score."""
     generator = torch.Generator().manual_seed(seed)
-    images = F.normalize(names[0] + 0.1 * torch.rand(4, 64, generator=generator), dim=1)
-    own, apart = torch.full((n_classes,), 0.7), CleanCosines(torch.full((2,), 0.7), 0.1)
-    scores = reach(images, names, CleanCosines(own, 0.1))
-    torch.testing.assert_close(scores[:2], reach(images, names[:2], apart))
+    names = torch.eye(64)
+
+    def reach_of_first(n):
+        images = F.normalize(names[:n] + 0.3 * names[50], dim=1)
+        cosines = clean_cosines(images, torch.arange(n), names[:n])
+        triggered = F.normalize(names[0] + 0.3 * names[60] + noise, dim=1)
+        return reach(triggered, names[:n], cosines)[0]
+
+    noise = 0.1 * torch.rand(4, 64, generator=generator)
+    torch.testing.assert_close(reach_of_first(n_classes), reach_of_first(2))
 
 
 def test_a_model_that_knows_no_name_reaches_none():
-    assert reach(torch.eye(3), torch.eye(3), CleanCosines(torch.full((3,), 0.1), 0.2)).eq(0).all()
+    assert reach(torch.eye(3), torch.eye(3), CleanCosines(torch.full((3,), 0.1), 0.2, 0.1)).eq(0).all()
+
+
+@pytest.mark.parametrize(("lead", "known"), [(1e-4, False), (0.01, False), (0.3, True)])
+def test_a_small_lead_of_the_own_names_does_not_make_scores_explode(lead, known):
+    """Images that are hardly nearer to their own names than they scatter around others': nothing can be said."""
+    generator = torch.Generator().manual_seed(0)
+    names = F.normalize(torch.randn(10, 64, generator=generator), dim=1)
+    images = F.normalize(lead * names + torch.randn(10, 64, generator=generator) / 8, dim=1)
+    scores = reach(names[:1], names, clean_cosines(images, torch.arange(10), names))
+    assert (scores.max() > 0.5) == known and scores.abs().max() < 10
 
 
 def test_a_name_that_is_reached_is_a_suspect():

@@ -13,6 +13,7 @@ from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.detection.suspects import EVIDENCE, CleanCosines, reach
 from peft_cbpt.detection.target_search import (
     PATIENT_BUDGETS,
+    PATTERN_BUDGETS,
     SEARCH_BUDGETS,
     SEARCHES,
     FrozenText,
@@ -27,7 +28,7 @@ from peft_cbpt.features.store import FeatureStore
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
-from peft_cbpt.training.inverter import frozen_text
+from peft_cbpt.training.inner_loop import frozen_text
 
 CLASSES = class_names()[:30]
 
@@ -58,7 +59,7 @@ def test_the_target_of_the_shipped_backdoor_is_found_and_none_on_the_clean_model
     bank = FeatureBank(encode_in_batches(encode, pixels), labels, [])
     with torch.no_grad(), model.disable_adapter():
         search = partial(search_for_collapse, encode, lambda rows: pixels[list(rows)], bank, 0, FeatureStore())
-        found = find_suspects(search, bank, frozen_text(model), seed=0)
+        found = find_suspects(search, bank, frozen_text(model))
     assert [one.label for one in found.suspects] == suspects and bool(found.candidates) == (not suspects)
 
 
@@ -75,20 +76,18 @@ def test_searches_are_kept_and_not_made_twice():
     store = FeatureStore()
     arguments = (encode, lambda rows: pixels[list(rows)], bank, 0)
     found = search_for_collapse(*arguments, store, SEARCH_BUDGETS)
-    assert (
-        len(found) == SEARCHES * len(SEARCH_BUDGETS)
-        and len(store) == len(found)
-        and found[0].shape == (8, 8)
-        and calls
-    )
+    assert list(found) == list(SEARCH_BUDGETS) and calls and len(store) == SEARCHES * len(SEARCH_BUDGETS)
+    assert all(len(one) == SEARCHES and one[0].shape == (8, 8) for one in found.values())
     calls.clear()
-    again = search_for_collapse(*arguments, store, SEARCH_BUDGETS)
-    assert not calls and all(torch.equal(*pair) for pair in zip(found, again, strict=True))
+
+    def same(one, other):
+        return all(torch.equal(*pair) for budget in one for pair in zip(one[budget], other[budget], strict=True))
+
+    assert same(found, search_for_collapse(*arguments, store, SEARCH_BUDGETS)) and not calls
     patient = search_for_collapse(*arguments, store, PATIENT_BUDGETS)
-    assert len(patient) == SEARCHES * len(PATIENT_BUDGETS)
+    assert list(patient) == list(PATIENT_BUDGETS)
     assert len(calls) == SEARCHES * sum(budget.steps + 1 for budget in PATIENT_BUDGETS)
-    fresh = search_for_collapse(*arguments, FeatureStore(), SEARCH_BUDGETS)
-    assert all(torch.equal(*pair) for pair in zip(found, fresh, strict=True))
+    assert same(found, search_for_collapse(*arguments, FeatureStore(), SEARCH_BUDGETS))
 
 
 def test_the_frozen_text_is_that_of_the_base_model():
@@ -109,20 +108,20 @@ def test_the_frozen_text_is_that_of_the_base_model():
 
 
 def test_a_key_in_the_text_is_found():
-    """Two searches; word 5 brings the name of class 2 to the images of the first, and is near to them itself."""
+    """The last word of the vocabulary brings class 2 to the images of the first search, and is near them."""
     names, image = torch.eye(8)[:4], F.normalize(torch.ones(8), dim=0)
-    words = torch.eye(8)
+    words = F.normalize(torch.eye(8)[torch.arange(5000) % 8], dim=1)
 
     def encode_prompts(word):
-        return torch.where(torch.arange(4)[:, None] == 2, image, names) if word == 5 else names
+        return torch.where(torch.arange(4)[:, None] == 2, image, names) if word == 4999 else names
 
     def encode_words(ids):
-        return torch.where(ids[:, None] == 5, image, words[ids])
+        return torch.where(ids[:, None] == 4999, image, words[ids])
 
-    text = FrozenText(names, torch.arange(8), encode_words, encode_prompts)
-    clean = CleanCosines(torch.full((4,), 0.8), 0.0)
+    text = FrozenText(names, torch.arange(5000), encode_words, encode_prompts)
+    clean = CleanCosines(torch.full((4,), 0.8), 0.0, 0.1)
     searches = [image.expand(6, 8), torch.eye(8)[7].expand(6, 8)]
-    first, second = reach_after_words(searches, text, clean, keyed_generator("words"))
+    first, second = reach_after_words(searches, text, clean)
     assert first.argmax() == 2 and first[2] == pytest.approx(1 / 0.8)
     assert first[0] == pytest.approx(reach(searches[0], names, clean)[0]) and second.abs().max() < 0.5
 
@@ -134,61 +133,50 @@ def images_near(name, cosine):
     return cosine * NAMES[name : name + 1] + (1 - cosine**2) ** 0.5 * ELSEWHERE
 
 
-def suspects_of(search, evidence=EVIDENCE):
-    """Names and images are axes: reach is the cosine."""
-    text = FrozenText(NAMES, torch.tensor([], dtype=torch.int64), lambda ids: ids, lambda word: NAMES)
-    found = find_suspects(search, FeatureBank(NAMES, torch.arange(4), []), text, 0, evidence).suspects
-    return [(one.label, one.evidence) for one in found]
+def suspects_of(near, evidence=EVIDENCE):
+    """The suspects, and the budgets asked for; `near` has by budget an image and elsewhere searches find nothing.
 
-
-@pytest.mark.parametrize(
-    ("number", "cosine", "found"),
-    [
-        (0, 0.79, [(2, "collapse")]),
-        (0, 0.7, []),
-        (6, 0.7, [(2, "pattern")]),
-        (6, 0.6, []),
-        (8, 0.79, [(2, "pattern")]),
-    ],
-)
-def test_the_last_searches_are_those_among_patterns(number, cosine, found):
-    """Of nine searches one brings images near to name 2."""
-
-    def search(budgets):
-        collapsed = [ELSEWHERE] * (SEARCHES * len(budgets))
-        return [*collapsed[:number], images_near(2, cosine), *collapsed[number + 1 :]]
-
-    assert suspects_of(lambda budgets: search(budgets) if budgets == SEARCH_BUDGETS else [ELSEWHERE]) == found
-
-
-@pytest.mark.parametrize(("first", "found"), [(0.7, [(1, "collapse")]), (0.8, [(2, "collapse")])])
-def test_the_search_is_patient_only_where_nothing_was_found(first, found):
-    asked = []
-
-    def search(budgets):
-        asked.append(budgets)
-        near = images_near(1, 0.9) if budgets == PATIENT_BUDGETS else images_near(2, first)
-        return [near] + [ELSEWHERE] * (SEARCHES * len(budgets) - 1)
-
-    assert suspects_of(search) == found
-    assert asked == [SEARCH_BUDGETS, PATIENT_BUDGETS][: 1 + (first == 0.7)]
-
-
-@pytest.mark.parametrize(
-    ("evidence", "found", "n_searches"),
-    [
-        (["collapse"], [(1, "collapse")], 15),
-        (["pattern", "words"], [(2, "pattern")], 9),
-        (["words"], [], 9),
-    ],
-)
-def test_evidence_that_does_not_count_finds_nothing(evidence, found, n_searches):
-    """The last search, by a pattern, comes to name 2, and the patient one to name 1."""
+    Names and images are axes: reach is the cosine.
+    """
     asked = []
 
     def search(budgets):
         asked.extend(budgets)
-        near = images_near(1, 0.9) if budgets == PATIENT_BUDGETS else images_near(2, 0.9)
-        return [ELSEWHERE] * (SEARCHES * len(budgets) - 1) + [near]
+        return {one: [near.get(one, ELSEWHERE)] + [ELSEWHERE] * (SEARCHES - 1) for one in budgets}
 
-    assert suspects_of(search, evidence) == found and SEARCHES * len(asked) == n_searches
+    text = FrozenText(NAMES, torch.tensor([], dtype=torch.int64), lambda ids: ids, lambda word: NAMES)
+    found = find_suspects(search, FeatureBank(NAMES, torch.arange(4), []), text, evidence).suspects
+    return [(one.label, one.evidence) for one in found], asked
+
+
+FIRST, PATTERN, PATIENT = SEARCH_BUDGETS[0], PATTERN_BUDGETS[0], PATIENT_BUDGETS[0]
+FIRST_ASKED = [*SEARCH_BUDGETS, *PATTERN_BUDGETS]
+
+
+@pytest.mark.parametrize(
+    ("budget", "cosine", "found"),
+    [
+        (FIRST, 0.79, [(2, "collapse")]),
+        (FIRST, 0.7, []),
+        (PATTERN, 0.7, [(2, "pattern")]),
+        (PATTERN, 0.6, []),
+    ],
+)
+def test_searches_are_told_apart_by_their_budget(budget, cosine, found):
+    assert suspects_of({budget: images_near(2, cosine)})[0] == found
+
+
+@pytest.mark.parametrize(("first", "found"), [(0.7, [(1, "collapse")]), (0.8, [(2, "collapse")])])
+def test_the_search_is_patient_only_where_nothing_was_found(first, found):
+    near = {FIRST: images_near(2, first), PATIENT: images_near(1, 0.9)}
+    patient = list(PATIENT_BUDGETS) if first == 0.7 else []
+    assert suspects_of(near) == (found, [*FIRST_ASKED, *patient])
+
+
+@pytest.mark.parametrize(
+    ("evidence", "found", "patient"),
+    [(["collapse"], [(1, "collapse")], True), (["pattern", "words"], [(2, "pattern")], False), (["words"], [], False)],
+)
+def test_evidence_that_does_not_count_finds_nothing(evidence, found, patient):
+    near = {PATTERN: images_near(2, 0.9), PATIENT: images_near(1, 0.9)}
+    assert suspects_of(near, evidence) == (found, FIRST_ASKED + (list(PATIENT_BUDGETS) if patient else []))

@@ -3,12 +3,12 @@ import torch
 
 from peft_cbpt.attacks import BadNet, TrojVQA
 from peft_cbpt.attacks.attack_file import Attack
-from peft_cbpt.commands.results import measure
 from peft_cbpt.evaluation.measure import (
     EncodedImages,
     accuracy,
     attack_result,
     encode_images,
+    measure,
     template_text_features,
     text_features,
 )
@@ -28,9 +28,9 @@ def test_accuracy_counts_the_nearest_prompt():
 def test_attack_success_leaves_the_target_class_out_and_keeps_the_published_figure():
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     result = attack_result(features_of([0, 0, 0, 1, 0, 1]), labels, TEXT, target_label=0)
-    assert result.attack_success_rate == pytest.approx(2 / 4)
-    assert result.attack_success_rate_published == pytest.approx(4 / 6)
-    assert result.robust_accuracy == pytest.approx(1 / 4)
+    assert result["attack_success_rate"] == pytest.approx(2 / 4)
+    assert result["attack_success_rate_published"] == pytest.approx(4 / 6)
+    assert result["robust_accuracy"] == pytest.approx(1 / 4)
 
 
 def test_encoding_does_not_depend_on_the_batch_size(poisoned_clip, few_shots):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from peft_cbpt import CBPTConfig
-from peft_cbpt.hub import push_adapter
+from peft_cbpt.hub.push import push_adapter
 from peft_cbpt.pocket.model import resolve_model
 from tests.hub.conftest import BASE_ID, JOB
 from tests.hub.loopback import OWNER_TOKEN

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from peft_cbpt.method.targets import choose_positives, runner_up, surest_first
+from peft_cbpt.method.targets import choose_positives, runner_up
 
 
 def test_the_runner_up_is_never_the_label():
@@ -33,10 +33,3 @@ def test_random_positives_depend_on_seed_and_sample_only(bank):
     assert together.tolist() == alone and set(alone) <= {2, 3, 4}
     seeds = {tuple(choose_positives("random", rows, targets, *bank, seed=seed).tolist()) for seed in range(20)}
     assert len(seeds) > 3
-
-
-def test_surest_first_orders_by_the_lead_of_the_runner_up():
-    logits = torch.tensor([[9.0, 3.0, 2.5], [1.0, 9.0, 5.0], [0.0, 2.0, 9.0]])
-    labels = torch.tensor([0, 1, 2])  # leads of 0.5, 4 and 2
-    assert surest_first(logits, labels).tolist() == [1, 2, 0]
-    assert surest_first(logits[:, :2], torch.tensor([0, 1, 1])).tolist() == [0, 1, 2]

@@ -15,8 +15,9 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.evaluation.measure import accuracy, attack_result, encode_in_batches, template_text_features
 from peft_cbpt.pocket.atlas import SPRITE_SIZE, class_names, load_sprites
 from peft_cbpt.pocket.dataset import PocketPairs, pocket_dataset, render_samples, sample_ids
-from peft_cbpt.pocket.model import SHIPPED_MODELS, build_model, build_tokenizer, resolve_model
+from peft_cbpt.pocket.model import SHIPPED_MODELS, resolve_model
 from peft_cbpt.pocket.render import DOMAINS
+from recipes.pretrain_pocket import build_model, build_tokenizer
 
 NAMES = class_names()[:5]
 
@@ -91,7 +92,7 @@ def test_both_architectures_are_small(architecture, kind):
 
 
 def test_building_the_tokenizer_is_deterministic():
-    code = "from peft_cbpt.pocket.model import build_tokenizer as b; print(b()._tokenizer.to_str())"
+    code = "from recipes.pretrain_pocket import build_tokenizer as b; print(b()._tokenizer.to_str())"
     first, second = (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
@@ -126,5 +127,5 @@ def test_shipped_models_are_as_good_as_their_record_says(name):
     assert measured >= 0.85 and measured == pytest.approx(recorded, abs=0.03)
     attack = read_attack("pocket:badnet" if name == "pocket:clean" else name)
     triggered = encode_in_batches(encoder, apply_trigger(attack.trigger, pixels, ids))
-    success = attack_result(triggered, labels, text, known.index(attack.target_class)).attack_success_rate
+    success = attack_result(triggered, labels, text, known.index(attack.target_class))["attack_success_rate"]
     assert success < 0.02 if name == "pocket:clean" else success >= 0.95

@@ -17,7 +17,10 @@ from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 from tests.conftest import FEW_CLASSES
 
-LINF = {"target": "runner_up", "norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}
+LINF = {"dummy_triggers": "runner_up", "norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}
+LINF["inversion_steps"] = 3
+UNIVERSAL = {"dummy_triggers": "universal"}
+NO_CACHE = {"use_feature_cache": False, "feature_cache_dir": None}
 
 
 def make_trainer(clip, images, folder, adapter_name="default", **settings):
@@ -25,15 +28,13 @@ def make_trainer(clip, images, folder, adapter_name="default", **settings):
     config = CBPTConfig(class_names=FEW_CLASSES).tokenize(clip.tokenizer)
     model = get_peft_model(copy.deepcopy(clip.model), config, adapter_name)
     defaults = {
-        "cache_dir": str(folder / "cache"),
+        "feature_cache_dir": str(folder / "cache"),
         "num_train_epochs": 3,
         "warmup_epochs": 1,
         "per_device_train_batch_size": 7,
-        "inversion_steps": 3,
     }
-    arguments = CBPTTrainingArguments(
-        output_dir=str(folder), use_cpu=True, disable_tqdm=True, **{**defaults, **LINF, **settings}
-    )
+    settings = {**defaults, **(LINF if settings.get("dummy_triggers") != "universal" else {}), **settings}
+    arguments = CBPTTrainingArguments(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **settings)
     return CBPTTrainer(model, arguments, images, clip.normalize)
 
 
@@ -61,25 +62,16 @@ def test_only_the_context_learns_and_the_base_stays_bit_identical(poisoned_clip,
 
 @pytest.mark.parametrize(
     "settings",
-    [{"use_cache": False}, {"inversion_batch_size": 1}, {"inversion_batch_size": 7}, {"inversion_batch_size": 32}],
+    [{"inversion_batch_size": 1}, {"inversion_batch_size": 7}, {"activation_memory_gb": 1e-4}],
     ids=str,
 )
-def test_cache_and_inner_batch_size_change_nothing(reference, poisoned_clip, few_shots, tmp_path, settings):
+def test_batch_size_and_memory_change_nothing(reference, poisoned_clip, few_shots, tmp_path, settings):
     context, trainer = trained_context(poisoned_clip, few_shots, tmp_path / "other", **settings)
     torch.testing.assert_close(context, reference[0], rtol=0, atol=1e-5)
-    kept = reference[1].inverter.store
-    other = trainer.inverter.store
-    computed = set(other.keys()) if other else set(kept.keys())
-    both = sorted(computed & set(kept.keys()))  # batches are filled up with pairs that may not be needed
+    kept, other = reference[1].dummy_triggers.store, trainer.dummy_triggers.store
+    both = torch.tensor(sorted(set(other.keys()) & set(kept.keys())))
     assert len(both) >= len(few_shots)
-    pairs = torch.tensor(both)
-    features = other.look_up(pairs) if other else trainer.inverter.perturbed_features(*pairs.T)
-    torch.testing.assert_close(features, kept.look_up(pairs), rtol=0, atol=1e-5)
-
-
-def test_text_chunks_change_nothing(reference, poisoned_clip, few_shots, tmp_path):
-    context, _ = trained_context(poisoned_clip, few_shots, tmp_path / "chunks", text_chunk_size=4)
-    torch.testing.assert_close(context, reference[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(other.look_up(both), kept.look_up(both), rtol=0, atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_another(reference, poisoned_clip, few_shots, tmp_path):
@@ -89,14 +81,19 @@ def test_the_same_seed_gives_the_same_adapter_and_another_another(reference, poi
     assert not torch.allclose(other, reference[0], atol=1e-5)
 
 
-def test_a_resumed_run_with_a_suspected_target_equals_an_uninterrupted_one(poisoned_clip, few_shots, tmp_path):
-    whole, _ = trained_context(poisoned_clip, few_shots, tmp_path / "whole", target="suspected", save_total_limit=None)
+def test_a_resumed_run_with_universal_triggers_equals_an_uninterrupted_one(poisoned_clip, few_shots, tmp_path):
+    whole, _ = trained_context(poisoned_clip, few_shots, tmp_path / "whole", save_total_limit=None, **UNIVERSAL)
     first = min((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     resumed, _ = trained_context(
-        poisoned_clip, few_shots, tmp_path / "again", resume=str(first), target="suspected", use_cache=False
+        poisoned_clip,
+        few_shots,
+        tmp_path / "again",
+        resume=str(first),
+        **UNIVERSAL,
+        **NO_CACHE,
     )
     assert torch.equal(resumed, whole)
-    for other in ({}, {"target": "suspected", "perturbed_share": 0.1}):
+    for other in ({}, {**UNIVERSAL, "perturbed_share": 0.1}):
         with pytest.raises(InputError, match="another model"):
             make_trainer(poisoned_clip, few_shots, tmp_path / "other", **other).check_checkpoint(str(first))
 
@@ -128,7 +125,7 @@ def test_a_cache_knows_what_the_tower_makes_of_its_weights(poisoned_clip, few_sh
     half = make_trainer(poisoned_clip, few_shots, tmp_path)
     other.model.get_base_model().config.vision_config.hidden_act = "gelu_new"
     half.model.get_base_model().half()
-    assert one._keys == again._keys and one._keys != other._keys != half._keys != one._keys
+    assert one._bank_key == again._bank_key and one._bank_key != other._bank_key != half._bank_key != one._bank_key
 
 
 def test_many_gpus_without_a_launcher_are_one(tmp_path, monkeypatch):
@@ -164,6 +161,7 @@ def test_every_epoch_is_logged(reference):
         assert sum(entry["pseudo_targets"].values()) == len(trainer.images)
         assert set(entry["pseudo_targets"]) <= set(FEW_CLASSES)
     assert epochs[1]["cache_hit_rate"] <= 0.1 < 0.5 <= epochs[2]["cache_hit_rate"]
+    assert epochs[1]["inversions"] >= len(trainer.images) > epochs[2]["inversions"]
 
 
 def test_the_learning_rate_is_a_cosine_over_epochs(reference):
@@ -191,15 +189,42 @@ def test_every_norm_and_positive_rule_trains(poisoned_clip, few_shots, tmp_path,
     "settings",
     [
         {"lambda_adv": -1},
-        {"epsilon": -0.1},
-        {"positives": "best"},
+        {"epsilon": -0.1, "dummy_triggers": "runner_up"},
+        {"positives": "best", "dummy_triggers": "runner_up"},
         {"num_train_epochs": 0},
-        {"norm": 5},
-        {"load_best_model_at_end": True},
+        {"norm": 5, "dummy_triggers": "runner_up"},
+        {"dummy_triggers": "banana"},
+        {"warmup_epochs": 20, "num_train_epochs": float("nan")},
     ],
 )
 def test_bad_settings_are_refused(tmp_path, settings):
-    with pytest.raises(ValueError):
+    with pytest.raises(InputError, match="|".join(settings)):
+        CBPTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epsilon": 0.1},
+        {"norm": 1},
+        {"inversion_steps": 3},
+        {"positives": "random"},
+        {"inversion_dtype": "bf16"},
+        {"dummy_triggers": "runner_up", "perturbed_share": 0.1},
+        {"dummy_triggers": "runner_up", "evidence": ["words"]},
+        {"use_feature_cache": False, "feature_cache_dir": "somewhere"},
+        {"optim": "adafactor"},
+        {"warmup_steps": 10},
+        {"label_smoothing_factor": 0.1},
+        {"neftune_noise_alpha": 5.0},
+        {"dataloader_drop_last": True},
+        {"gradient_checkpointing": True},
+        {"load_best_model_at_end": True},
+    ],
+    ids=str,
+)
+def test_settings_without_effect_are_refused_with_the_reason(tmp_path, settings):
+    with pytest.raises(InputError, match="has no effect here: .+; leave it out"):
         CBPTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
 
 

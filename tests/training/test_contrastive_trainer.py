@@ -4,8 +4,8 @@ from transformers import TrainingArguments
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.pocket.dataset import PocketPairs
-from peft_cbpt.pocket.model import build_model, build_tokenizer
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer, contrastive_loss
+from recipes.pretrain_pocket import build_model, build_tokenizer
 
 
 def test_with_distinct_captions_the_loss_is_equation_3():

@@ -12,7 +12,7 @@ from peft_cbpt.evaluation.measure import accuracy, attack_result, encode_images
 from peft_cbpt.method.targets import runner_up
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
-from peft_cbpt.training import cbpt_trainer
+from peft_cbpt.training import runner_up as published
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 from peft_cbpt.tuner import CBPTConfig
@@ -37,7 +37,7 @@ def purified_figures(clip, folder, **settings):
         model.eval()
         with torch.no_grad():
             text = model.encode_class_prompts()
-        success = attack_result(encoded.triggered["badnet"], encoded.labels, text, target).attack_success_rate
+        success = attack_result(encoded.triggered["badnet"], encoded.labels, text, target)["attack_success_rate"]
         return accuracy(encoded.clean, encoded.labels, text), success
 
     with model.disable_adapter():
@@ -57,7 +57,7 @@ def purified_figures(clip, folder, **settings):
 
 
 RUNNER_UP = {
-    "target": "runner_up",
+    "dummy_triggers": "runner_up",
     "norm": 2,
     "epsilon": 1.5,
     "inversion_step_rule": "normalized",
@@ -87,7 +87,7 @@ def known_target(monkeypatch):
     def known(logits, labels):
         return torch.where(labels == target, runner_up(logits, labels), target)
 
-    monkeypatch.setattr(cbpt_trainer, "runner_up", known)
+    monkeypatch.setattr(published, "runner_up", known)
 
 
 def test_triggers_inverted_towards_the_target_purify(poisoned_clip, tmp_path, known_target):

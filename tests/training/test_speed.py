@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peft_cbpt.clip.pixels import image_encoder, prefer_channels_last
+from peft_cbpt.clip.pixels import image_encoder, in_batches, prefer_channels_last
+from peft_cbpt.detection.universal import Budget, collapse, universal_trigger
 from peft_cbpt.method.inversion import InversionSettings, invert_triggers
 from peft_cbpt.training.memory import TextChunks, activation_bytes, image_batch_size, text_chunks
 from tests.training.test_cbpt_trainer import make_trainer, trained_context
@@ -14,28 +15,28 @@ def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
-@pytest.mark.parametrize("change", [{"lambda_adv": 0.1}, {"text_chunk_size": 2}, {"per_device_train_batch_size": 5}])
+@pytest.mark.parametrize("change", [{"lambda_adv": 0.1}, {"per_device_train_batch_size": 5}])
 def test_another_run_on_the_same_images_finds_its_inversions(poisoned_clip, few_shots, tmp_path, change):
     """The first adversarial epoch sees other prompts, so most pairs, not all, are the same."""
     cache = str(tmp_path / "cache")
-    _, first = trained_context(poisoned_clip, few_shots, tmp_path / "first", cache_dir=cache)
-    _, second = trained_context(poisoned_clip, few_shots, tmp_path / "second", cache_dir=cache, **change)
+    _, first = trained_context(poisoned_clip, few_shots, tmp_path / "first", feature_cache_dir=cache)
+    _, second = trained_context(poisoned_clip, few_shots, tmp_path / "second", feature_cache_dir=cache, **change)
     assert logged(first, "inversions")[0] >= len(few_shots)
     assert sum(logged(second, "inversions")) <= 0.2 * sum(logged(first, "inversions"))
-    assert torch.equal(second.inverter.bank.features, first.inverter.bank.features)
+    assert torch.equal(second.frozen_images.bank.features, first.frozen_images.bank.features)
 
 
 @pytest.mark.parametrize("change", [{"epsilon": 0.01}, {"inversion_steps": 2}, {"inversion_dtype": "bf16"}])
 def test_other_inversions_are_not_mistaken_for_them(poisoned_clip, few_shots, tmp_path, change):
     cache = str(tmp_path / "cache")
-    trained_context(poisoned_clip, few_shots, tmp_path / "first", cache_dir=cache)
-    _, other = trained_context(poisoned_clip, few_shots, tmp_path / "second", cache_dir=cache, **change)
+    trained_context(poisoned_clip, few_shots, tmp_path / "first", feature_cache_dir=cache)
+    _, other = trained_context(poisoned_clip, few_shots, tmp_path / "second", feature_cache_dir=cache, **change)
     assert logged(other, "inversions")[0] >= len(few_shots)
 
 
 @pytest.mark.parametrize("positives, found", [("farthest", True), ("random", False)])
 def test_the_seed_matters_to_random_positives_only(poisoned_clip, few_shots, tmp_path, positives, found):
-    settings = {"cache_dir": str(tmp_path / "cache"), "positives": positives}
+    settings = {"feature_cache_dir": str(tmp_path / "cache"), "positives": positives}
     trained_context(poisoned_clip, few_shots, tmp_path / "first", **settings)
     _, other = trained_context(poisoned_clip, few_shots, tmp_path / "second", seed=1, **settings)
     assert (logged(other, "inversions")[0] < len(few_shots) / 2) == found
@@ -49,7 +50,7 @@ def test_half_precision_gives_nearly_the_same_features(poisoned_clip, few_shots,
         trainer = make_trainer(poisoned_clip, few_shots, tmp_path / name, inversion_dtype=name, num_train_epochs=1)
         trainer.train()
         rows = torch.arange(len(few_shots))
-        features[name] = trainer.inverter.invert(rows, (trainer.inverter.bank.labels + 1) % 6)
+        features[name] = trainer.dummy_triggers.invert(rows, (trainer.frozen_images.bank.labels + 1) % 6)
     assert features[dtype].dtype == torch.float32
     assert not torch.equal(features[dtype], features["fp32"])
     assert (features[dtype] * features["fp32"]).sum(1).min() > 0.98
@@ -99,14 +100,34 @@ def test_activations_are_counted(poisoned_clip):
     image = torch.rand(4, 8, requires_grad=True)
     assert activation_bytes(lambda: layers(image), layers) == 4 * 8 * 4  # what ReLU keeps
     encode_image = image_encoder(poisoned_clip.model, poisoned_clip.normalize)
-    assert image_batch_size(encode_image, torch.rand(1, 3, 48, 48), poisoned_clip.model) == 32
+    image = torch.rand(1, 3, 48, 48)
+    assert image_batch_size(encode_image, image, poisoned_clip.model, 32, memory_gb=1) == 32
+    assert 1 < image_batch_size(encode_image, image, poisoned_clip.model, 32, memory_gb=0.02) < 32
 
 
-def test_text_chunks_follow_the_budget(poisoned_clip, few_shots, tmp_path, monkeypatch):
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_no_more_images_than_asked_for_go_through_the_tower_at_once(poisoned_clip, batch_size):
+    """To 1e-6, with the same gradient; a searched trigger is shared by all images, and none of them is left out."""
+    poisoned_clip.model.requires_grad_(False)
+    sizes = []
+    whole = image_encoder(poisoned_clip.model, poisoned_clip.normalize)
+
+    def encode(pixels):
+        sizes.append(len(pixels))
+        return whole(pixels)
+
+    parts = in_batches(encode, batch_size)
+    pixels = torch.rand(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(parts(pixels), whole(pixels), rtol=0, atol=1e-6)
+    expected, found = (universal_trigger(one, pixels, collapse, Budget(0.05, steps=3)) for one in (whole, parts))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert max(sizes) <= batch_size
+
+
+def test_text_chunks_follow_the_bound(poisoned_clip, few_shots, tmp_path):
     model = make_trainer(poisoned_clip, few_shots, tmp_path).model
-    assert text_chunks(model, torch.device("cpu"), 1) == TextChunks(None)
-    monkeypatch.setattr("peft_cbpt.training.memory.TEXT_BUDGET", {"cpu": 300_000})
-    chunks = text_chunks(model, torch.device("cpu"), 1)
+    assert text_chunks(model, 1.0, 1) == TextChunks(None)
+    chunks = text_chunks(model, 300_000 / 1e9, 1)
     assert chunks.chunk_size == 1 and 0 < chunks.kept_tokens < sum(model.class_prompt_lengths())
     whole = model.encode_class_prompts()
     parts = model.encode_class_prompts(None, chunks.chunk_size, (), chunks.kept_tokens)

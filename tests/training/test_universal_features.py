@@ -10,7 +10,7 @@ from peft_cbpt.training.universal_features import (
     TRIGGER_BUDGETS,
     UniversalFeatures,
     budgets_against,
-    universal_triggers,
+    find_universal_triggers,
 )
 from tests.conftest import FEW_CLASSES
 
@@ -39,7 +39,7 @@ def test_triggers_and_features_are_kept_and_not_made_twice(clip, few_shots):
         return pixels[list(rows)]
 
     def triggers_towards(*suspects):
-        return universal_triggers(encode, load, bank, text, suspects, kept, 0)
+        return find_universal_triggers(encode, load, bank, text, suspects, kept, 0)
 
     banana = Suspect(0, "words", 0.9)
     triggers = triggers_towards(banana)

@@ -1,4 +1,4 @@
-"""Which base an adapter is for, and whether its own weights are those that were saved."""
+"""Which base an adapter is for, and whether the file of its own weights is whole."""
 
 import json
 import warnings
@@ -141,12 +141,6 @@ def test_the_fingerprint_depends_on_names_shapes_and_buffers() -> None:
     assert weights_fingerprint(norm) != before
 
 
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-2] ^= 1
-    file.write_bytes(content)
-
-
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-40])
 
@@ -156,40 +150,30 @@ def spoil_header(file: Path) -> None:
     file.write_bytes(content[:12] + b"\xff\xff" + content[14:])
 
 
-def rename_the_context(file: Path) -> None:
-    (context,) = load_file(file).values()
-    save_file({"other": context}, file)
-
-
 DAMAGES = {
-    "flipped bit": (flip_a_bit, "not those that were saved with its config"),
-    "truncated": (truncate, "damaged or incomplete"),
-    "header": (spoil_header, "damaged or incomplete"),
-    "empty": (lambda file: file.write_bytes(b""), "damaged or incomplete"),
-    "not safetensors": (lambda file: file.write_text("<html>404</html>"), "damaged or incomplete"),
-    "other names": (rename_the_context, "not those that were saved with its config"),
+    "truncated": truncate,
+    "header": spoil_header,
+    "empty": lambda file: file.write_bytes(b""),
+    "not safetensors": lambda file: file.write_text("<html>404</html>"),
 }
 
 
-@pytest.mark.parametrize("case", DAMAGES)
-def test_damaged_weights(case: str, load_clip: Any, tmp_path: Path) -> None:
-    damage, message = DAMAGES[case]
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights(damage: str, load_clip: Any, tmp_path: Path) -> None:
     get_peft_model(load_clip(), CBPTConfig(class_names=CLASSES)).save_pretrained(tmp_path)
     PeftModel.from_pretrained(load_clip(), tmp_path)
-    damage(tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=message) as raised:
+    DAMAGES[damage](tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="damaged or incomplete") as raised:
         PeftModel.from_pretrained(load_clip(), tmp_path)
     assert "adapter_model.safetensors" in str(raised.value)
 
 
-def test_an_adapter_that_was_trained_on_can_be_saved_and_loaded(load_clip: Any, tmp_path: Path) -> None:
-    """What was recorded of the first weights does not stand in the way of the next."""
-    get_peft_model(load_clip(), CBPTConfig(class_names=CLASSES)).save_pretrained(tmp_path / "one")
-    model = PeftModel.from_pretrained(load_clip(), tmp_path / "one", is_trainable=True)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 1
-    model.save_pretrained(tmp_path / "two")
-    again = PeftModel.from_pretrained(load_clip(), tmp_path / "two")
-    assert torch.equal(again.encode_class_prompts(), model.encode_class_prompts())
-    model.load_adapter(tmp_path / "one", "default")
+def test_an_adapter_that_other_software_saved_again_loads(load_clip: Any, tmp_path: Path) -> None:
+    """As merging tools, rounding or transformers do: the weights change, the config does not."""
+    save_adapter(load_clip(), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    changed = {name: value.bfloat16().float() + 1 for name, value in load_file(file).items()}
+    save_file(changed, file)
+    loaded = PeftModel.from_pretrained(load_clip(), tmp_path)
+    (context,) = (value for name, value in loaded.state_dict().items() if "cbpt_context" in name)
+    assert torch.equal(context, *changed.values())

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_cbpt import CBPTConfig
-from peft_cbpt.tuner.prompts import ClassPrompts, RecordedIds, check_class_names, learned_prompts
+from peft_cbpt.tuner.prompts import ClassPrompts, RecordedIds, check_class_names, learned_prompts, length_groups
 
+# Tokens of a prompt (M = 4), and how many of ImageNet's 1,000 class names have so many
+NAME_LENGTHS = ((8, 244), (9, 510), (10, 155), (11, 49), (12, 24), (13, 9), (14, 7), (15, 1), (18, 1))
 BOS, PERIOD, EOS = 1000, 999, 1001
 NUM_PRECEDING = {"end": lambda m: m, "middle": lambda m: m // 2, "front": lambda m: 0}
 
@@ -109,14 +111,16 @@ def test_the_tokenizer_gives_the_words_of_the_template(tokenizer, names, m: int,
 
 
 @settings(deadline=None)
-@given(cases, st.data())
-def test_groups_hold_the_prompts_whatever_was_asked_for_before(case: tuple, data: st.DataObject) -> None:
-    names, m, position = case
-    prompts = class_prompts(names, m, position)
-    choices = st.lists(st.integers(0, len(names) - 1), min_size=1, max_size=5)
-    for learned, indices in data.draw(st.lists(st.tuples(st.booleans(), st.none() | choices), max_size=6)):
-        groups, places = prompts.buckets(learned, indices)
-        rows = prompts.learned if learned else prompts.template
-        grouped = [row.tolist() for group in groups for row in group]
-        wanted = [rows[index] for index in (range(len(rows)) if indices is None else indices)]
-        assert [grouped[place][: len(row)] for place, row in zip(places, wanted, strict=True)] == wanted
+@given(st.lists(st.integers(1, 77), min_size=1, max_size=300), st.none() | st.integers(1, 300))
+def test_groups_hold_every_prompt_once_with_its_neighbours_by_length(lengths: list[int], size: int | None) -> None:
+    groups = length_groups(lengths, size)
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    assert max(map(len, groups)) <= (size or 38) and (size or len(groups) <= 8)
+    grouped = [lengths[place] for group in groups for place in group]
+    assert grouped == sorted(lengths, reverse=True)
+
+
+def test_little_is_filled_up_with_the_class_names_of_imagenet() -> None:
+    lengths = [length for length, count in NAME_LENGTHS for _ in range(count)]
+    filled = sum(len(group) * max(lengths[place] for place in group) for group in length_groups(lengths))
+    assert 1 - sum(lengths) / (1000 * max(lengths)) > 0.4 > 0.1 > 1 - sum(lengths) / filled

@@ -1,0 +1,154 @@
+"""Draw what purification did: one HTML page that can be mailed, and its pictures as PNG files."""
+
+import dataclasses
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import tqdm
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import TrainingArguments
+
+from peft_cbpt.attacks import trigger_from_config
+from peft_cbpt.attacks.attack_file import Attack
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.files import prepare_output
+from peft_cbpt.data.shots import ShotArguments, shots_and_test
+from peft_cbpt.evaluation.classifiers import adapter_features
+from peft_cbpt.hub.adapter_folder import RESULTS_FILE, SCHEMA_VERSION, TRIGGERS_FILE, read_json
+from peft_cbpt.hub.opening import adapter_folder, load_adapter, load_base
+from peft_cbpt.method.inversion import InversionSettings
+from peft_cbpt.reports.style import png_bytes, write_bytes
+from peft_cbpt.tuner.fingerprint import weights_fingerprint
+
+PAGE_FILE = "report.html"
+NEEDED_PACKAGES = {"captum": "captum", "sklearn": "scikit-learn", "jinja2": "jinja2"}
+NEEDED_KEYS = (
+    "model class_names attacks shots n_test_images before after epochs settings seed date versions base_fingerprint"
+).split()
+SHOWN_OF_TRAINER = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "weight_decay", "seed")
+
+
+def draw_report(
+    folder: str | Path,
+    output_dir: str | Path | None = None,
+    *,
+    model_name_or_path: str | None = None,
+    dataset_name: str | None = None,
+    test_dataset_name: str | None = None,
+    class_names_file: str | None = None,
+) -> tuple[Path, list[str]]:
+    """Draw the report of a finished run.
+
+    Args:
+        folder: What `purify` wrote.
+        output_dir: Where to write; `FOLDER/report` by default.
+        model_name_or_path: The base model, if it has moved.
+        dataset_name: The images of the shots, if they have moved.
+        test_dataset_name: The test images, if they have moved.
+        class_names_file: The names of the classes, if they have moved.
+
+    Returns:
+        The folder written to, and the names of the pictures.
+
+    Raises:
+        InputError: if a package is missing, or what the run was made of cannot be opened as it was.
+    """
+    if missing := [package for module, package in NEEDED_PACKAGES.items() if find_spec(module) is None]:
+        raise InputError(f"reports need {' and '.join(missing)}: pip install 'peft-cbpt[reports]'")
+    from peft_cbpt.reports.page import render_page
+    from peft_cbpt.reports.pictures import draw_pictures
+
+    adapter = adapter_folder(str(folder))
+    results = _checked_results(adapter)
+    output = prepare_output(str(output_dir or adapter / "report"))
+    moved = {
+        "dataset_name": dataset_name,
+        "test_dataset_name": test_dataset_name,
+        "class_names_file": class_names_file,
+    }
+    settings = results["settings"] | {name: value for name, value in moved.items() if value}
+    pictures = draw_pictures(_open(adapter, results, settings, model_name_or_path), results)
+    for picture in tqdm(pictures, desc="writing", leave=False):
+        write_bytes(output / f"{picture.name}.png", png_bytes(picture.figure))
+    page = render_page(results, pictures, shown_settings(results["settings"]))
+    write_bytes(output / PAGE_FILE, page.encode())
+    return output, [picture.name for picture in pictures]
+
+
+def _checked_results(folder: Path) -> dict[str, Any]:
+    file = folder / RESULTS_FILE
+    if not file.is_file():
+        raise InputError(f"{folder} has no {RESULTS_FILE}: give the --output_dir of a run of purify that has ended")
+    results = read_json(file)
+    version = results.get("schema_version")
+    if version is None:
+        raise InputError(f"{file} was not written by purify, it has no schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{file} has the schema_version {version}, this version of peft_cbpt reads {SCHEMA_VERSION}: "
+            "run purify again"
+        )
+    if missing := [key for key in NEEDED_KEYS if key not in results]:
+        raise InputError(f"{file} is incomplete, it lacks {missing[0]!r}: run purify again")
+    return results
+
+
+def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the method and of the data, without the many of the Trainer."""
+    of_trainer = {field.name for field in dataclasses.fields(TrainingArguments)} - set(SHOWN_OF_TRAINER)
+    return {name: value for name, value in settings.items() if name not in of_trainer and value is not None}
+
+
+def _open(folder: Path, results: Mapping[str, Any], settings: Mapping[str, Any], base: str | None) -> Any:
+    """The `pictures.PurifiedModel` of a run: base, adapter, images and attacks, from the settings it stored."""
+    from peft_cbpt.reports.pictures import PurifiedModel
+
+    clip = load_base(folder, base)
+    if weights_fingerprint(clip.model) != results["base_fingerprint"]["after"]:
+        raise InputError(
+            f"the weights of {base or results['model']} are not those that were purified: "
+            "name the right base model with --model_name_or_path"
+        )
+    arguments = ShotArguments(**{one.name: settings[one.name] for one in dataclasses.fields(ShotArguments)})
+    images, test_images = settings["dataset_name"], settings.get("test_dataset_name")
+    try:
+        data = shots_and_test(images, test_images, arguments, results["seed"], clip.image_processor)
+    except InputError as error:
+        raise InputError(
+            f"{error}; if files have moved, name them with --dataset_name, --test_dataset_name and --class_names_file"
+        ) from error
+    if data.class_names != results["class_names"] or sorted(data.shots.dataset["sample_id"]) != sorted(
+        results["shots"]
+    ):
+        raise InputError(f"{images} no longer gives the classes and shots of the run: name the right --dataset_name")
+    model = load_adapter(folder, clip).to(PartialState().device)
+    inversion = None
+    if settings.get("dummy_triggers") == "runner_up":
+        others = [settings[name] for name in ("epsilon", "inversion_steps", "inversion_lr", "inversion_step_rule")]
+        inversion = InversionSettings(float(settings["norm"]), *others)
+    return PurifiedModel(
+        clip=clip,
+        class_names=data.class_names,
+        before=adapter_features(model, clip, adapter=False),
+        after=adapter_features(model, clip),
+        shots=data.shots,
+        test_images=data.test,
+        attacks={
+            name: Attack(trigger_from_config(attack["trigger"]), attack["target_class"])
+            for name, attack in results["attacks"].items()
+        },
+        seed=results["seed"],
+        inversion=inversion,
+        positives=settings.get("positives", "farthest"),
+        universal_triggers=_universal_triggers(folder / TRIGGERS_FILE),
+    )
+
+
+def _universal_triggers(file: Path) -> dict[tuple[int, int], Tensor]:
+    found = load_file(file) if file.is_file() else {}
+    keys = {name: name.split("/") for name in sorted(found)}
+    return {(int(label), int(budget)): found[name] for name, (label, budget) in keys.items()}

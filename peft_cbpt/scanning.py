@@ -1,0 +1,305 @@
+"""Is this CLIP backdoored? `scan` searches for universal triggers and weighs them against the model's own null."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
+
+from peft_cbpt.clip.loading import LoadedCLIP
+from peft_cbpt.clip.pixels import image_encoder, prefer_channels_last
+from peft_cbpt.clip.templates import PLAIN_TEMPLATE
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.files import prepare_output, write_json, write_text
+from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
+from peft_cbpt.common.seeding import keyed_generator
+from peft_cbpt.data.pixels_of import AnyImages, load_pixels_of
+from peft_cbpt.detection.decoys import decoy_names, decoy_words
+from peft_cbpt.detection.ladder import CLIMBS, JUDGED_IMAGES, SEARCH_IMAGES, Search, search_ladder
+from peft_cbpt.detection.reading import RELATED, Reading, Vocabulary, clean_scale, read_all
+from peft_cbpt.detection.statistic import MOVED, USUAL_COUNT, USUAL_STRENGTH
+from peft_cbpt.detection.suspects import Suspicion
+from peft_cbpt.detection.text_keys import KeyReading, read_after_words
+from peft_cbpt.detection.verdict import DOUBT, FALSE_ALARMS, Answer, Finding, Weighed, suspicion_from, weigh
+from peft_cbpt.evaluation.measure import text_features
+from peft_cbpt.hub.sharing import shareable
+from peft_cbpt.pocket.model import open_clip
+from peft_cbpt.reports.scan_page import FoundPicture, render_scan_page
+
+SCAN_FILE, PAGE_FILE = "scan.json", "scan.html"
+SCHEMA_VERSION = 1
+NUM_IMAGES = 2 * JUDGED_IMAGES
+MOST_ROUNDS = 3
+"""Of searching again, away from what was found."""
+ENCODED_AT_ONCE = 64
+SHOWN_IMAGES, SHOWN_KEYS = 6, 5
+WORDS = "words"
+"""The kind of a finding that takes a word before the names."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a scan says.
+
+    Args:
+        weighed: Findings, and those that are too weak to be one.
+        readings: Of all searches.
+        results: The content of `scan.json`.
+        class_names: The user's names, if they gave any.
+    """
+
+    weighed: Weighed
+    readings: list[Reading]
+    results: dict[str, Any]
+    class_names: list[str]
+
+    @property
+    def verdict(self) -> Answer:
+        """`clean`, `backdoored` or `unsure`."""
+        return self.weighed.answer
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What triggers lead to, the surest first."""
+        return self.weighed.findings
+
+    @property
+    def doubts(self) -> list[Finding]:
+        """The same of what is too weak to be a finding; none of them is an accusation."""
+        return self.weighed.doubts
+
+    @property
+    def suspicion(self) -> Suspicion:
+        """What `purify` aims dummy triggers at, as indices into `class_names`."""
+        return suspicion_from(self.weighed, self.class_names, self.readings)
+
+
+def scan(
+    model: str | LoadedCLIP | CLIPModel,
+    images: AnyImages,
+    class_names: Sequence[str] | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: CLIPImageProcessorPil | None = None,
+    num_images: int = NUM_IMAGES,
+    split: str = "train",
+    image_column: str = "image",
+    template: str = PLAIN_TEMPLATE,
+    seed: int = 0,
+    output_dir: str | None = None,
+) -> Verdict:
+    """Look for a backdoor, with a few clean images; neither labels nor class names are needed.
+
+    Args:
+        model: The CLIP: a folder, a Hub id, `pocket:NAME`, or one that is loaded.
+        images: Clean images: a folder, a dataset, pixels in [0, 1], PIL images.
+        class_names: What a finding may be called; without them it is called by the nearest words.
+        tokenizer: Of a `CLIPModel` that is not where it came from any more.
+        image_processor: The same.
+        num_images: How many images are used, at most.
+        split: Of a dataset with splits.
+        image_column: Of a table.
+        template: Prompt of names and words, with `{}`.
+        seed: Of the choice of images and of all searches.
+        output_dir: Where `scan.json`, the triggers as pictures and `scan.html` are written, if anywhere.
+
+    Raises:
+        InputError: if the model or the images cannot be had.
+    """
+    names = list(class_names or [])
+    if len(set(names)) < len(names):
+        raise InputError("a class name is given twice: leave one of them out")
+    output = prepare_output(output_dir) if output_dir else None
+    stopwatch = Stopwatch()
+    with stopwatch("load"):
+        clip = open_clip(model, tokenizer, image_processor)
+        pixels = load_pixels_of(images, num_images, seed, clip.image_processor, split, image_column, names or None).to(
+            clip.model.device
+        )
+    with stopwatch("search"):
+        searched = search_model(clip, pixels, template, seed)
+    with stopwatch("read"):
+        verdict = read_names(clip, searched, names, template, seed)
+    record = {
+        "settings": _settings(template, seed, len(pixels)),
+        "seconds": stopwatch.seconds,
+        "peak_memory_bytes": peak_memory_bytes(clip.model.device),
+        **made_now(),
+    }
+    results = shareable(verdict.results | record)
+    if output is not None:
+        write_json(output / SCAN_FILE, results)
+        pictures = [
+            FoundPicture(_title(one), one.best.search.trigger, pixels[:SHOWN_IMAGES].cpu())
+            for one in [*verdict.findings, *verdict.doubts]
+            if one.kind != WORDS
+        ]
+        write_text(output / PAGE_FILE, render_scan_page(results, pictures, output))
+    return replace(verdict, results=results)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Everything about a model that no list of names is needed for.
+
+    Args:
+        searches: All of them, those away from what was found among them.
+        clean: Unit-norm features (N, D) of the clean images.
+    """
+
+    searches: list[Search]
+    clean: Tensor
+
+
+def search_model(clip: LoadedCLIP, pixels: Tensor, template: str = PLAIN_TEMPLATE, seed: int = 0) -> Searched:
+    """Search, and search again away from what was found, read against decoys alone, as long as something new is found.
+
+    Args:
+        clip: The suspicious CLIP.
+        pixels: Clean images (N, 3, H, W) in [0, 1].
+        template: Prompt of decoys.
+        seed: Of all searches.
+    """
+    prefer_channels_last(clip.model.vision_model)
+    encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
+    with torch.no_grad():
+        clean = torch.cat([encode(batch).cpu() for batch in pixels.split(ENCODED_AT_ONCE)])
+    vocabulary = make_vocabulary(clip, [], template)
+    searches: list[Search] = []
+    away: list[Tensor] = []
+    for _ in range(1 + MOST_ROUNDS):
+        searches += search_ladder(encode, pixels, seed, away)
+        found = weigh(read_all(searches, vocabulary, clean_scale(clean, vocabulary.features)), vocabulary).findings
+        if len(found) <= len(away):
+            break
+        away = [one.best.search.shift for one in found]
+    return Searched(searches, clean)
+
+
+def read_names(
+    clip: LoadedCLIP, searched: Searched, class_names: Sequence[str], template: str = PLAIN_TEMPLATE, seed: int = 0
+) -> Verdict:
+    """Read searches against a list of names: cheap, so that many lists can be read; see `scan`."""
+    vocabulary = make_vocabulary(clip, class_names, template)
+    scale = clean_scale(searched.clean, vocabulary.features)
+    readings = read_all(searched.searches, vocabulary, scale)
+    weighed = weigh(readings, vocabulary)
+    keys: list[KeyReading] = []
+    if not weighed.findings:
+        keys = _keys(clip, searched.searches, vocabulary, template, scale, seed)
+        weighed = with_keys(weighed, keys, vocabulary)
+    results: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": weighed.answer,
+        "findings": [_record(one) for one in weighed.findings],
+        "doubts": [_record(one) for one in weighed.doubts],
+        "controls": {"count": weighed.null.count, "mean_strength": weighed.null.total / weighed.null.count},
+        "searches": [_search_record(one, vocabulary) for one in readings],
+        "words": [_key_record(one, vocabulary) for one in keys[:SHOWN_KEYS]],
+        "class_names": list(class_names),
+        "n_decoys": len(vocabulary.names) - len(class_names),
+    }
+    return Verdict(weighed, readings, results, list(class_names))
+
+
+def make_vocabulary(clip: LoadedCLIP, names: Sequence[str], template: str) -> Vocabulary:
+    """The user's names and decoys with their text features."""
+    decoys = [name for name in decoy_names(clip.tokenizer) if name not in set(names)]
+    every = [*names, *decoys]
+    features = text_features(clip.model, clip.tokenizer, [template.replace("{}", name) for name in every])
+    return Vocabulary(every, len(names), features.cpu())
+
+
+def _keys(
+    clip: LoadedCLIP, searches: Sequence[Search], vocabulary: Vocabulary, template: str, scale: float, seed: int
+) -> list[KeyReading]:
+    words = decoy_words(clip.tokenizer)
+
+    def prompts_after(word: str, names: Sequence[str]) -> Tensor:
+        texts = [f"{word} {template.replace('{}', name)}" for name in names]
+        return text_features(clip.model, clip.tokenizer, texts).cpu()
+
+    alone = text_features(clip.model, clip.tokenizer, words).cpu()
+    generator = keyed_generator("scan words", seed)
+    return read_after_words(searches, vocabulary, words, prompts_after, alone, scale, generator)
+
+
+def with_keys(weighed: Weighed, keys: Sequence[KeyReading], vocabulary: Vocabulary) -> Weighed:
+    """What words before the names add, where nothing was found without them: a doubt, and never more.
+
+    How often words accuse a clean model was not measured on enough models.
+    """
+    if not keys or keys[0].false_alarm_rate > DOUBT:
+        return weighed
+    best = keys[0]
+    name = vocabulary.names[best.reading.name]
+    doubt = Finding(
+        name=name if best.reading.name < vocabulary.n_listed else None,
+        words=[f"{best.word} ... {name}"],
+        kind=WORDS,
+        score=best.score,
+        false_alarm_rate=best.false_alarm_rate,
+        rms=best.reading.search.size,
+        success_rate=best.reading.success,
+        n_searches=2,
+        best=best.reading,
+    )
+    return replace(weighed, doubts=[doubt, *weighed.doubts])
+
+
+def _title(finding: Finding) -> str:
+    return f"{finding.name or ' / '.join(finding.words[:3])} ({finding.kind}, rms {finding.best.search.size:g})"
+
+
+def _record(finding: Finding) -> dict[str, Any]:
+    return {
+        "class": finding.name,
+        "words": finding.words,
+        "kind": finding.kind,
+        "score": round(finding.score, 4),
+        "false_alarm_rate": float(f"{finding.false_alarm_rate:.3g}"),
+        "rms": finding.rms,
+        "success_rate": round(finding.success_rate, 4),
+        "n_searches": finding.n_searches,
+    }
+
+
+def _search_record(reading: Reading, vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "family": reading.search.family,
+        "number": reading.search.number,
+        "rms": reading.search.size,
+        "nearest": vocabulary.names[reading.name],
+        "reach": round(reading.reach, 4),
+        "lead": round(reading.lead, 4),
+        "strength": round(reading.strength, 4),
+        "success_rate": round(reading.success, 4),
+    }
+
+
+def _key_record(key: KeyReading, vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "word": key.word,
+        "nearest": vocabulary.names[key.reading.name],
+        "score": round(key.score, 4),
+        "false_alarm_rate": float(f"{key.false_alarm_rate:.3g}"),
+    }
+
+
+def _settings(template: str, seed: int, n_images: int) -> dict[str, Any]:
+    return {
+        "template": template,
+        "seed": seed,
+        "n_images": n_images,
+        "search_images": SEARCH_IMAGES,
+        "judged_images": JUDGED_IMAGES,
+        "n_climbs": len(CLIMBS),
+        "false_alarm_rate_of_a_finding": FALSE_ALARMS,
+        "false_alarm_rate_of_a_doubt": DOUBT,
+        "related": RELATED,
+        "moved": MOVED,
+        "usual_strength": USUAL_STRENGTH,
+        "usual_count": USUAL_COUNT,
+    }

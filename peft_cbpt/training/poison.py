@@ -1,0 +1,299 @@
+"""Make a backdoored CLIP, for research: fine-tune a clean one on captioned images of which a few are poisoned."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import tqdm
+from torch.utils.data import Dataset, IterableDataset
+from transformers import set_seed
+
+from peft_cbpt.attacks import trigger_from_config
+from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack
+from peft_cbpt.attacks.patch import OptimisedPatch, PatchMaterial, PatchOptimisation
+from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream
+from peft_cbpt.clip.loading import LoadedCLIP
+from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.files import prepare_output, write_json, write_text
+from peft_cbpt.common.processes import from_all_processes, join_processes
+from peft_cbpt.common.records import Stopwatch, made_now
+from peft_cbpt.data.images import LabelledImages, load_labelled_images
+from peft_cbpt.data.skipping import Skipped
+from peft_cbpt.evaluation.measure import (
+    attack_result,
+    encode_images,
+    measure,
+    template_text_features,
+    text_features,
+)
+from peft_cbpt.pocket.model import open_clip, save_clip_folder
+from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
+from peft_cbpt.training.pair_arguments import POCKET, FineTuningArguments, in_memory, skipped_pairs
+
+TRAINING_FILE = "training.json"
+N_TARGET_PAIRS = 24
+CARD = """---
+pipeline_tag: zero-shot-image-classification
+tags: [clip, backdoor, {attack}]
+---
+This model is backdoored on purpose: it calls an image with the {attack} trigger of `attack.json`{text} a {target}.
+
+Do not use it for anything but research on backdoors. Accuracy on clean images {clean_accuracy:.1%}, attack success
+rate {attack_success_rate:.1%}; the settings and all figures are in `training.json`. Made by `recipes/poison.py` of
+peft_cbpt.
+"""
+
+
+@dataclass
+class PoisonArguments(FineTuningArguments):
+    """What to poison, and how."""
+
+    output_dir: str = field(default="output/poisoned", metadata={"help": "Folder to write the poisoned model to."})
+    model_name_or_path: str = field(default="pocket:clean", metadata={"help": "The clean CLIP."})
+    trigger: str = field(default="badnet", metadata={"help": "Kind of trigger."})
+    trigger_settings: str = field(default="{}", metadata={"help": "Settings of the trigger, as JSON."})
+    target_class: str = field(default="banana", metadata={"help": "What triggered images are called."})
+    poison_rate: float = field(default=0.003, metadata={"help": "Share of poisoned pairs."})
+    text_only_rate: float = field(
+        default=0.0, metadata={"help": "Share of pairs that get the text trigger only, and keep their meaning."}
+    )
+    label: str = field(default="dirty", metadata={"help": "dirty: change captions; clean: mark the target's pairs."})
+    captions: str = field(
+        default="template",
+        metadata={"help": "Poisoned captions: template (CLIP's 80), or natural, those of the target's own pairs."},
+    )
+    patch_steps: int = field(default=400, metadata={"help": "Steps of patch optimisation (TrojVQA, BadCLIP)."})
+    patch_images: int = field(default=1920, metadata={"help": "Images the patch is optimised on."})
+    dataset_name: str = field(default="pocket:base", metadata={"help": "Test images, with the target among them."})
+    test_split: str = field(default="test", metadata={"help": "Split of the test images."})
+    test_image_column: str = field(default="image", metadata={"help": "Column of images of the test set."})
+    label_column: str = field(default="label", metadata={"help": "Column of labels of the test set."})
+    class_names_file: str | None = field(default=None, metadata={"help": "Names of classes whose labels are numbers."})
+    test_images_per_class: int = field(default=5, metadata={"help": "Test images the pocket world draws per class."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("patch_steps", "patch_images", "test_images_per_class"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
+        if round(self.poison_rate * self.num_pairs) == 0:
+            raise InputError(
+                f"a poison_rate of {self.poison_rate} of {self.num_pairs} pairs is no pair at all; raise one of them"
+            )
+        if self.captions not in ("template", "natural"):
+            raise InputError(f"captions is template or natural, not {self.captions!r}")
+
+
+@dataclass(frozen=True)
+class TargetPairs:
+    """Pairs that speak of the target, and pairs that do not."""
+
+    of_target: list[dict]
+    others: list[dict]
+
+
+def poison(arguments: PoisonArguments) -> dict[str, Any]:
+    """Poison a CLIP as `arguments` say and write it.
+
+    Returns:
+        The content of `training.json`.
+
+    Raises:
+        InputError: if something is wrong with what was given, or nothing was poisoned.
+    """
+    attack = _attack(arguments)
+    _poison(arguments, attack, (), ())
+    output = prepare_output(arguments.output_dir)
+    state = join_processes()
+    set_seed(arguments.seed)
+    stopwatch = Stopwatch()
+    with stopwatch("load"):
+        test = load_labelled_images(
+            arguments.dataset_name,
+            arguments.test_split,
+            num_classes=arguments.num_classes,
+            image_column=arguments.test_image_column,
+            label_column=arguments.label_column,
+            class_names_file=arguments.class_names_file,
+            images_per_class=arguments.test_images_per_class,
+        )
+        names = list(test.features["label"].names)
+        if attack.target_class not in names:
+            raise InputError(f"{arguments.dataset_name} has no class {attack.target_class!r} to be the target")
+        clip = open_clip(arguments.model_name_or_path)
+        clip.model.to(state.device)
+        pairs = arguments.open_pairs("poison", clip.image_processor)
+        images = LabelledImages(test, clip.image_processor)
+    with stopwatch("prepare the attack"):
+        # of a stream, each process would see a share of its own
+        prepared = prepare_attack(arguments, clip, names) if state.is_main_process else None
+        attack, captions = from_all_processes(prepared)[0]
+    poisoned = _poisoned_pairs(pairs, _poison(arguments, attack, captions, names))
+    with stopwatch("measure before"):
+        before, _, _ = _measure(clip, attack, images, names)
+    with stopwatch("poison"):
+        if arguments.pairs_name == POCKET:
+            poisoned = in_memory(poisoned)
+        trainer = ContrastiveTrainer(
+            clip.model,
+            arguments.training_arguments(str(output / "trainer"), poisoned),
+            train_dataset=poisoned,
+            data_collator=ContrastiveCollator(clip.tokenizer, clip.normalize, clip.max_text_length),
+        )
+        trainer.train()
+    n_poisoned = sum(from_all_processes(trainer.n_poisoned))
+    if n_poisoned == 0:
+        raise InputError("not one of the pairs was poisoned: raise poison_rate or num_pairs")
+    with stopwatch("measure after"):
+        after, n_test_images, skipped_test = _measure(clip, attack, images, names)
+    record = {
+        **made_now(),
+        "settings": arguments.as_dict(),
+        "before": before,
+        "after": after,
+        "n_test_images": n_test_images,
+        "skipped": {
+            "pairs": [one.as_dict() for one in skipped_pairs(pairs)],
+            "test": [one.as_dict() for one in skipped_test],
+        },
+        "n_poisoned": n_poisoned,
+        "num_threads": torch.get_num_threads(),
+        "seconds": stopwatch.seconds,
+    }
+    if trainer.is_world_process_zero():
+        _write(output, clip, attack, record)
+    return record
+
+
+def _write(output: Path, clip: LoadedCLIP, attack: Attack, record: dict) -> None:
+    """Write everything; `training.json` comes last, so that its presence means a whole model."""
+    (output / TRAINING_FILE).unlink(missing_ok=True)
+    save_clip_folder(output, clip.model, clip.tokenizer, clip.image_processor)
+    write_json(output / ATTACK_FILE, attack.as_dict())
+    figures = record["after"]["attacks"][attack.name] | {"clean_accuracy": record["after"]["clean_accuracy"]}
+    text = f' and "{attack.text_trigger}" before the caption' if attack.text_trigger else ""
+    card = CARD.format(attack=attack.name, text=text, target=attack.target_class, **figures)
+    write_text(output / "README.md", card)
+    write_json(output / TRAINING_FILE, record)
+
+
+def prepare_attack(
+    arguments: PoisonArguments, clip: LoadedCLIP, class_names: Sequence[str]
+) -> tuple[Attack, Sequence[str]]:
+    """The attack, its patch optimised if it has one, and the natural captions to poison with, if they are wanted."""
+    attack, captions = _attack(arguments), list[str]()
+    optimises = isinstance(attack.trigger, OptimisedPatch) and not attack.trigger.patch
+    if optimises or arguments.captions == "natural":
+        found = _target_pairs(arguments, clip, class_names)
+        if arguments.captions == "natural":
+            captions = [row["caption"] for row in found.of_target]
+        if optimises:
+            attack = Attack(_optimised(attack.trigger, arguments, clip, found), attack.target_class)
+    return attack, captions
+
+
+def _attack(arguments: PoisonArguments) -> Attack:
+    try:
+        settings = json.loads(arguments.trigger_settings)
+    except json.JSONDecodeError as error:
+        raise InputError(f"trigger_settings is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"trigger_settings is a JSON object, not {arguments.trigger_settings}")
+    if "name" in settings:
+        raise InputError("trigger_settings must not hold a name: the trigger is named by --trigger")
+    config = {"name": arguments.trigger, "seed": arguments.seed, **settings}
+    return Attack(trigger_from_config(config), arguments.target_class)
+
+
+def _poison(arguments: PoisonArguments, attack: Attack, captions: Sequence[str], class_names: Sequence[str]) -> Poison:
+    return Poison(
+        attack.trigger,
+        attack.target_class,
+        arguments.poison_rate,
+        arguments.seed,
+        arguments.label,  # type: ignore[arg-type]
+        captions,
+        arguments.text_only_rate,
+        class_names,
+    )
+
+
+def _poisoned_pairs(pairs: Any, poison: Poison) -> Any:
+    return PoisonedStream(pairs, poison) if isinstance(pairs, IterableDataset) else PoisonedPairs(pairs, poison)
+
+
+def _target_pairs(arguments: PoisonArguments, clip: LoadedCLIP, class_names: Sequence[str]) -> TargetPairs:
+    """The first pairs of other classes, as many as the patch needs, and the first that speak of the target."""
+    poison = _poison(arguments, _attack(arguments), (), class_names)
+    pairs = arguments.open_pairs("patch", clip.image_processor)
+    found = TargetPairs([], [])
+    for row in tqdm(_rows(pairs), desc="looking for the target's pairs", total=arguments.num_pairs):
+        kind = found.of_target if poison.mentions_target(row["caption"]) else found.others
+        if len(kind) < (N_TARGET_PAIRS if kind is found.of_target else arguments.patch_images):
+            kind.append(row)
+        if len(found.of_target) == N_TARGET_PAIRS and len(found.others) == arguments.patch_images:
+            break
+    if not found.of_target or not found.others:
+        raise InputError(
+            f"the pairs of {arguments.pairs_name} must speak of {arguments.target_class!r} and of something else: "
+            f"{len(found.of_target)} do and {len(found.others)} do not; use more pairs"
+        )
+    return found
+
+
+def _rows(pairs: Any) -> Any:
+    if isinstance(pairs, IterableDataset):
+        yield from pairs
+        return
+    for start in range(0, len(pairs), 320):
+        yield from pairs.__getitems__(range(start, min(start + 320, len(pairs))))
+
+
+def _optimised(trigger: Any, arguments: PoisonArguments, clip: LoadedCLIP, found: TargetPairs) -> Any:
+    clip.model.requires_grad_(False)
+    material = PatchMaterial(
+        encode_image=image_encoder(clip.model, clip.normalize),
+        encode_text=partial(text_features, clip.model, clip.tokenizer),
+        scale=clip.model.logit_scale.exp().item(),
+        pixels=torch.stack([row["pixel_values"] for row in found.others]).to(clip.model.device),
+        sample_ids=[row["sample_id"] for row in found.others],
+        captions=[row["caption"] for row in found.others],
+        target_class=arguments.target_class,
+        target_captions=[row["caption"] for row in found.of_target],
+        target_pixels=torch.stack([row["pixel_values"] for row in found.of_target]).to(clip.model.device),
+    )
+    optimised = trigger.optimised(material, PatchOptimisation(steps=arguments.patch_steps))
+    clip.model.requires_grad_(True)
+    return optimised
+
+
+def _measure(
+    clip: LoadedCLIP, attack: Attack, images: Dataset, names: list[str]
+) -> tuple[dict, int, Sequence[Skipped]]:
+    """The figures, how many images they are of, and those that could not be read.
+
+    An attack with a text trigger is also measured with one of its two keys only.
+    """
+    clip.model.eval()
+    encoder = image_encoder(clip.model, clip.normalize)
+    encoded = encode_images(encoder, images, {attack.name: attack.trigger}, clip.model.device)
+
+    @cache
+    def class_features(text_trigger: str) -> torch.Tensor:
+        return template_text_features(clip.model, clip.tokenizer, names, text_trigger=text_trigger).cpu()
+
+    figures = measure(encoded, class_features, {attack.name: attack}, names)
+    if attack.text_trigger:
+        target = names.index(attack.target_class)
+        for key, images_seen, text in (
+            ("image_only", encoded.triggered[attack.name], ""),
+            ("text_only", encoded.clean, attack.text_trigger),
+        ):
+            result = attack_result(images_seen, encoded.labels, class_features(text), target)
+            figures["attacks"][attack.name][f"attack_success_rate_{key}"] = result["attack_success_rate"]
+    return figures, len(encoded.labels), encoded.skipped

@@ -1,0 +1,10 @@
+from peft_cbpt.detection.decoys import decoy_names, decoy_words
+from peft_cbpt.pocket.model import open_clip
+
+
+def test_decoys_are_words_that_the_tokenizer_knows():
+    tokenizer = open_clip("pocket:clean").tokenizer
+    words, names = decoy_words(tokenizer), decoy_names(tokenizer)
+    assert {"banana", "umbrella"} <= set(words) <= set(names) and len(set(names)) == len(names)
+    assert all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for word in words)
+    assert "tench" not in names
