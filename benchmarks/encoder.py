@@ -13,7 +13,6 @@ import json
 import statistics
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack, read_attack
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.common.files import write_json
+from peft_cbpt.common.records import made_now
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.common.versions import package_versions
 from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.evaluation.measure import (
     EncodedImages,
@@ -193,8 +192,7 @@ def cell(model: str, seed: int, num_images: int) -> dict[str, Any]:
         "clean_clip": clean,
         "seconds": round(seconds, 1),
         "num_threads": torch.get_num_threads(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": package_versions(),
+        **made_now(),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(file, record)

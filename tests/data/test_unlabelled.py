@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.unlabelled import UnlabelledImages
-from peft_cbpt.pocket.model import build_image_processor
 
-PROCESSOR = build_image_processor()
+PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
 
 
 @pytest.fixture
