@@ -63,7 +63,7 @@ def figures(encoded: EncodedImages, text: Tensor, target: int | None) -> dict[st
     """CA, ASR and the true class under the trigger."""
     shares = {"clean_accuracy": accuracy(encoded.clean, encoded.labels, text)}
     if target is not None:
-        result = attack_result(encoded.triggered["trigger"], encoded.labels, text, target).as_dict()
+        result = attack_result(encoded.triggered["trigger"], encoded.labels, text, target)
         shares |= {name: result[name] for name in ("attack_success_rate", "robust_accuracy")}
     return shares
 
@@ -84,7 +84,7 @@ def list_figures(encoded: EncodedImages, text: Tensor, target: int | None) -> di
         accuracies.append(accuracy(encoded.clean[rows], labels, text[kept]))
         if target is not None:
             hit = attack_result(encoded.triggered["trigger"][rows], labels, text[kept], int(place[target]))
-            successes.append(hit.attack_success_rate)
+            successes.append(hit["attack_success_rate"])
     shares = {"mean_clean_accuracy": statistics.mean(accuracies), "worst_clean_accuracy": min(accuracies)}
     if successes:
         shares |= {"mean_attack_success_rate": statistics.mean(successes), "worst_attack_success_rate": max(successes)}

@@ -47,7 +47,7 @@ def figures_before_and_after(model_name, folder):
         drawn = encode_images(encoder, drawings, {}, torch.device("cpu"))
         others = accuracy(drawn.clean, drawn.labels, all_text)
         clean = accuracy(encoded.clean, encoded.labels, text)
-        return Figures(clean, result.attack_success_rate, result.robust_accuracy, others)
+        return Figures(clean, result["attack_success_rate"], result["robust_accuracy"], others)
 
     before = figures()
     few = {
