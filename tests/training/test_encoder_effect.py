@@ -30,7 +30,7 @@ class Figures(NamedTuple):
 def figures_before_and_after(model_name, folder):
     """Of classes and of a domain that gave no image, before and after a short run."""
     clip = load_clip(resolve_model(model_name))
-    attack = read_attack("pocket:badnet")
+    attack = read_attack(model_name.replace("clean", "badnet"))
     images, test = (
         LabelledImages(pocket_dataset("base", split, count, names), clip.image_processor)
         for split, count, names in (("train", 5, GIVEN), ("test", 6, NOT_GIVEN))
