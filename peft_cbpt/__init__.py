@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from peft_cbpt.scanning import scan
     from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
     from peft_cbpt.training.cbpt_trainer import CBPTTrainer
+    from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
+    from peft_cbpt.training.encoder_trainer import EncoderPurifier, purify_encoder
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,8 +30,11 @@ __all__ = [
     "CBPTTrainingArguments",
     "CLIPResNetConfig",
     "CLIPResNetModel",
+    "EncoderPurifier",
+    "EncoderPurifierArguments",
     "evaluate",
     "purify",
+    "purify_encoder",
     "push_adapter",
     "scan",
 ]
@@ -37,8 +42,11 @@ __all__ = [
 _LAZY = {
     "CBPTTrainer": "peft_cbpt.training.cbpt_trainer",
     "CBPTTrainingArguments": "peft_cbpt.training.cbpt_arguments",
+    "EncoderPurifier": "peft_cbpt.training.encoder_trainer",
+    "EncoderPurifierArguments": "peft_cbpt.training.encoder_arguments",
     "evaluate": "peft_cbpt.evaluation.evaluate",
     "purify": "peft_cbpt.purification",
+    "purify_encoder": "peft_cbpt.training.encoder_trainer",
     "push_adapter": "peft_cbpt.hub.push",
     "scan": "peft_cbpt.scanning",
 }

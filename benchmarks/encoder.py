@@ -1,0 +1,231 @@
+"""Measure purified encoders on the pocket world: other classes and domains, random class lists, retrieval, a probe.
+
+    python -m benchmarks.encoder pocket:badnet pocket:clean pocket:resnet-badnet
+    python -m benchmarks.encoder output/zoo/sig-banana-seed0 --seeds 0 1 --num_images 256
+
+A cell is a model, a seed and a number of images: figures before, after, and of the clean CLIP under the same trigger.
+It is made if it is missing in benchmarks/results/encoder/, about three minutes on one core; then a table is printed.
+The images given are of the first 60 classes of 320; those measured on are of another split, and of all classes.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.paper.zoo import model_name
+from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack, read_attack
+from peft_cbpt.clip.loading import LoadedCLIP, load_clip
+from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.common.files import write_json
+from peft_cbpt.common.records import made_now
+from peft_cbpt.common.seeding import keyed_generator
+from peft_cbpt.data.images import LabelledImages
+from peft_cbpt.evaluation.measure import (
+    EncodedImages,
+    accuracy,
+    attack_result,
+    encode_images,
+    template_text_features,
+    text_features,
+)
+from peft_cbpt.pocket.atlas import class_names
+from peft_cbpt.pocket.dataset import pocket_dataset
+from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
+from peft_cbpt.training.encoder_trainer import purify_encoder
+
+RESULTS = Path(__file__).parent / "results" / "encoder"
+NAMES = class_names()
+N_GIVEN = 60
+TEST_SETS = {
+    "base, 60 given": ("base", NAMES[:N_GIVEN], 10),
+    "base, all 320": ("base", NAMES, 3),
+    "sketch, all 320": ("sketch", NAMES, 2),
+    "rendition, all 320": ("rendition", NAMES, 2),
+    "adversarial, all 320": ("adversarial", NAMES, 2),
+}
+N_LISTS = 100
+
+
+def attack_of(model: str) -> Attack | None:
+    """The attack that a model was poisoned with; None for one without a description of any."""
+    return read_attack(model) if (Path(resolve_model(model)) / ATTACK_FILE).is_file() else None
+
+
+def figures(encoded: EncodedImages, text: Tensor, target: int | None) -> dict[str, float]:
+    """CA, ASR and the true class under the trigger."""
+    shares = {"clean_accuracy": accuracy(encoded.clean, encoded.labels, text)}
+    if target is not None:
+        result = attack_result(encoded.triggered["trigger"], encoded.labels, text, target)
+        shares |= {name: result[name] for name in ("attack_success_rate", "robust_accuracy")}
+    return shares
+
+
+def list_figures(encoded: EncodedImages, text: Tensor, target: int | None) -> dict[str, float]:
+    """CA and ASR of random lists of 5 to 320 names, the target among them: mean and worst."""
+    accuracies, successes = [], []
+    for number in range(N_LISTS):
+        generator = keyed_generator("class list", number)
+        count = int(generator.integers(5, len(NAMES) + 1))
+        kept = torch.from_numpy(generator.permutation(len(NAMES))[:count])
+        if target is not None and target not in kept:
+            kept[0] = target
+        place = torch.full((len(NAMES),), -1)
+        place[kept] = torch.arange(count)
+        rows = place[encoded.labels] >= 0
+        labels = place[encoded.labels[rows]]
+        accuracies.append(accuracy(encoded.clean[rows], labels, text[kept]))
+        if target is not None:
+            hit = attack_result(encoded.triggered["trigger"][rows], labels, text[kept], int(place[target]))
+            successes.append(hit["attack_success_rate"])
+    shares = {"mean_clean_accuracy": statistics.mean(accuracies), "worst_clean_accuracy": min(accuracies)}
+    if successes:
+        shares |= {"mean_attack_success_rate": statistics.mean(successes), "worst_attack_success_rate": max(successes)}
+    return shares
+
+
+def probe_figures(given: EncodedImages, test: EncodedImages) -> dict[str, float]:
+    """A linear probe (ridge regression) fitted to clean features of the images given: CA, and under the trigger."""
+    ones = torch.nn.functional.one_hot(given.labels).double()
+    features = given.clean.double()
+    gram = features.T @ features + 0.1 * torch.eye(features.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, features.T @ ones)
+
+    def right(of: Tensor) -> float:
+        return ((of.double() @ weights).argmax(1) == test.labels).float().mean().item()
+
+    shares = {"clean_accuracy": right(test.clean)}
+    if "trigger" in test.triggered:
+        shares["robust_accuracy"] = right(test.triggered["trigger"])
+    return shares
+
+
+def retrieval_figures(encoded: EncodedImages, captions: Tensor, target: int | None) -> dict[str, float]:
+    """Captions (N, D) for images: recall@1, a caption of the image's class counting; and how often triggered images of
+    other classes retrieve one of the target's.
+    """
+    nearest = encoded.labels[(encoded.clean @ captions.T).argmax(1)]
+    shares = {"recall_at_1": (nearest == encoded.labels).float().mean().item()}
+    if target is not None:
+        other = encoded.labels != target
+        found = encoded.labels[(encoded.triggered["trigger"][other] @ captions.T).argmax(1)]
+        shares["target_retrieved"] = (found == target).float().mean().item()
+    return shares
+
+
+class World:
+    """The pocket world's test sets, as one CLIP sees them."""
+
+    def __init__(self, clip: LoadedCLIP, attack: Attack | None):
+        self.clip, self.attack = clip, attack
+        self.triggers = {"trigger": attack.trigger} if attack else {}
+        self.key = attack.text_trigger if attack else ""
+
+    def measure(self) -> dict[str, Any]:
+        """All figures of the encoder as it is."""
+        encode = image_encoder(self.clip.model.eval(), self.clip.normalize)
+        target = NAMES.index(self.attack.target_class) if self.attack else None
+
+        def encoded(domain: str, split: str, count: int, names: list[str]) -> EncodedImages:
+            images = LabelledImages(pocket_dataset(domain, split, count, names), self.clip.image_processor)
+            return encode_images(encode, images, self.triggers, torch.device("cpu"))
+
+        measured: dict[str, Any] = {"test_sets": {}}
+        sets = {name: encoded(domain, "test", count, names) for name, (domain, names, count) in TEST_SETS.items()}
+        for name, one in sets.items():
+            text = template_text_features(self.clip.model, self.clip.tokenizer, TEST_SETS[name][1])
+            keyed = template_text_features(
+                self.clip.model, self.clip.tokenizer, TEST_SETS[name][1], text_trigger=self.key
+            )
+            inside = target if target is not None and target < len(text) else None
+            shares = figures(one, text, inside)
+            if self.key:
+                shares = {**figures(one, keyed, inside), "clean_accuracy": shares["clean_accuracy"]}
+            measured["test_sets"][name] = shares
+        base = sets["base, all 320"]
+        text = template_text_features(self.clip.model, self.clip.tokenizer, NAMES, text_trigger=self.key)
+        captions = list(pocket_dataset("base", "test", TEST_SETS["base, all 320"][2], NAMES)["caption"])
+        measured["class_lists"] = list_figures(base, text, target)
+        written = text_features(self.clip.model, self.clip.tokenizer, [self.key + one for one in captions])
+        measured["retrieval"] = retrieval_figures(base, written, target)
+        given = encoded("base", "train", 8, NAMES[:N_GIVEN])
+        measured["linear_probe"] = probe_figures(given, sets["base, 60 given"])
+        return measured
+
+
+def cell(model: str, seed: int, num_images: int) -> dict[str, Any]:
+    """The stored figures of a model, made now if they are missing."""
+    name = model_name(Path(model).name.replace(":", "-"), str(num_images), seed)
+    file = RESULTS / f"{name}.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    clip, attack = load_clip(resolve_model(model)), attack_of(model)
+    world = World(clip, attack)
+    before = world.measure()
+    images = LabelledImages(pocket_dataset("base", "train", 16, NAMES[:N_GIVEN]), clip.image_processor)
+    drawn = keyed_generator("given", seed).permutation(len(images))[:num_images].tolist()
+    began = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"output_dir": folder, "seed": seed, "save_strategy": "no", "report_to": "none"}
+        arguments = EncoderPurifierArguments(**settings)
+        kept = {key: getattr(arguments, key) for key in ("max_steps", "learning_rate", "lora_rank", "hold_weight")}
+        purify_encoder(clip.model, images.select(drawn), arguments, clip.normalize)
+    seconds = time.time() - began
+    after = world.measure()
+    clean = World(load_clip(resolve_model("pocket:clean")), attack).measure() if attack else None
+    record = {
+        "schema_version": 1,
+        "model": Path(model).name,
+        "attack": attack and attack.as_dict(),
+        "seed": seed,
+        "num_images": num_images,
+        "settings": kept,
+        "before": before,
+        "after": after,
+        "clean_clip": clean,
+        "seconds": round(seconds, 1),
+        "num_threads": torch.get_num_threads(),
+        **made_now(),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json(file, record)
+    return record
+
+
+def print_table(cells: list[dict[str, Any]]) -> None:
+    """CA / ASR / true class under the trigger of every test set, before, after, and of the clean CLIP."""
+    print("| model | images | test set | before | after | clean CLIP |\n|---|---|---|---|---|---|")
+    for one in cells:
+        for name in TEST_SETS:
+            columns = [
+                " / ".join(f"{100 * share:.1f}" for share in moment["test_sets"][name].values()) if moment else ""
+                for moment in (one["before"], one["after"], one["clean_clip"])
+            ]
+            print(f"| {one['model']}, seed {one['seed']} | {one['num_images']} | {name} | {' | '.join(columns)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="pocket:NAME or the folder of a poisoned pocket CLIP")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--num_images", type=int, nargs="+", default=[16 * N_GIVEN])
+    options = parser.parse_args()
+    print_table(
+        [
+            cell(model, seed, count)
+            for model in options.models
+            for seed in options.seeds
+            for count in options.num_images
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Purification of the image encoder itself: a LoRA under which features no longer follow universal triggers."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast, gather_object, reduce, tqdm
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import CLIPModel, Trainer, TrainerCallback, TrainerControl, TrainerState, set_seed
+from transformers.trainer_utils import TrainOutput
+
+from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
+from peft_cbpt.common.processes import num_processes
+from peft_cbpt.common.seeding import keyed_generator
+from peft_cbpt.detection.families import FoundTrigger
+from peft_cbpt.detection.universal import collapse
+from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
+from peft_cbpt.training.encoder_lora import image_tower_lora
+from peft_cbpt.training.encoder_losses import moved, strayed
+from peft_cbpt.training.epoch_log import EpochLog
+from peft_cbpt.training.forward_redirection import call_through
+from peft_cbpt.training.trigger_pool import TriggerPool
+from peft_cbpt.training.views import changed_images
+
+TRIGGERS_A_STEP = 4
+CHANGED_PART = 0.75
+"""Of the images whose features are held; the others are as they are."""
+BANK_PART = 512
+"""Clean images, at most, that neighbours are looked for among."""
+NEIGHBOUR_SCALE = 20.0
+PULL_WEIGHT, STRAY_WEIGHT = 0.3, 0.1
+"""Of `moved` and `strayed` under a trigger, by its danger."""
+SHARPENED_PART = 0.6
+"""Length of the steps by which triggers keep up with the encoder, of a search's first."""
+
+
+class _Rows(Dataset):
+    """The images without anything else, each with its number."""
+
+    def __init__(self, images: Any):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"rows": row, "pixel_values": self.images[row]["pixel_values"]}
+
+
+def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    pixels = torch.stack([sample["pixel_values"] for sample in samples])
+    rows = torch.tensor([sample["rows"] for sample in samples])
+    return {"rows": rows, "pixel_values": pixels if pixels.is_floating_point() else pixels.float() / 255}
+
+
+class EncoderPurifier(Trainer):
+    """Trains a LoRA on the image tower so that images with a universal trigger stay what they are without it.
+
+    With f the frozen encoder and f' the purified one, each step asks that
+
+        f'(v) be f(v) for clean images v, as they are and changed (`views`), and that
+        f'(T(v)) be f(v), and have the neighbours that f(v) has (`encoder_losses.strayed`), by the danger of T,
+
+    for triggers T of all kinds of `trigger_pool.FAMILIES` that collapse the images of f', as it is, onto each other.
+    Neither labels, class names nor a target are used. The text tower is not touched.
+
+    Args:
+        model: A CLIP, in which a LoRA is put, or one that has it already.
+        args: The settings.
+        train_dataset: Map-style dataset of clean images: rows with `pixel_values` ((3, H, W), uint8, or float in
+            [0, 1]); anything else in them is ignored.
+        normalize: How [0, 1] pixels become the base model's input; CLIP's own mean and standard deviation if not
+            given.
+        **kwargs: As for `transformers.Trainer`.
+
+    Every epoch logs the mean of `loss_hold`, `loss_pull` (`1 - cos` of images with a trigger), `loss_stray` and
+    `danger` (see `trigger_pool.TriggerPool`).
+    """
+
+    args: EncoderPurifierArguments
+
+    def __init__(
+        self,
+        model: CLIPModel | PeftModel,
+        args: EncoderPurifierArguments,
+        train_dataset: Any,
+        normalize: PixelNormalizer | None = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(model, PeftModel):
+            set_seed(args.seed)
+            model = get_peft_model(model, image_tower_lora(model, args.lora_rank))
+        self.images = train_dataset
+        self.pool: TriggerPool | None = None
+        self.epoch_log = EpochLog()
+        super().__init__(model, args, train_dataset=_Rows(train_dataset), data_collator=_collate, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        base: Any = self.model.get_base_model()
+        prefer_channels_last(base.vision_model)
+        self.encode = image_encoder(base, normalize or PixelNormalizer())
+        self._used: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self.add_callback(_EpochCallback(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Encode the clean images once, then train as `Trainer.train` does."""
+        self.model.to(self.args.device)  # type: ignore[arg-type]
+        self.model.eval()
+        self.clean = self._clean_features()
+        return super().train(*args, **kwargs)
+
+    @torch.no_grad()
+    def _clean_features(self) -> Tensor:
+        """Of all images by the original encoder, (N, D)."""
+        with self._original():
+            parts = torch.arange(len(self.images)).split(4 * self.args.per_device_train_batch_size)
+            bar = tqdm(parts, desc="encoding clean images", leave=False, disable=self.args.disable_tqdm)
+            return torch.cat([self._encode(self._pixels(rows.tolist())) for rows in bar])
+
+    def _original(self) -> AbstractContextManager:
+        model: Any = self.accelerator.unwrap_model(self.model)
+        return model.disable_adapter()
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        with self.compute_loss_context_manager():
+            return self.encode(pixels)
+
+    def _pixels(self, rows: Sequence[int]) -> Tensor:
+        samples = [{"rows": row, "pixel_values": self.images[row]["pixel_values"]} for row in rows]
+        return _collate(samples)["pixel_values"].to(self.args.device)
+
+    def _search_pixels(self, number: int) -> Tensor:
+        order = keyed_generator("search images", self.args.seed, number).permutation(len(self.images))
+        return self._pixels(order[: self.args.search_images].tolist())
+
+    def _first_pool(self) -> TriggerPool:
+        pool = TriggerPool(list(self.args.kinds), self.args.pool_size)
+        steps, off = self.args.search_steps, self.args.disable_tqdm
+        for number, family in enumerate(tqdm(pool.families, desc="universal triggers", leave=False, disable=off)):
+            generator = keyed_generator("climb", self.args.seed, family)
+            pool.climb(self._encode, self._search_pixels(-1 - number), family, steps, generator)
+        for place in range(len(pool.triggers)):
+            self._share(pool, place)
+        return pool
+
+    def _find(self, pool: TriggerPool, number: int) -> None:
+        """A new trigger against the encoder as it is; the same in all processes, which all call."""
+        generator = keyed_generator("search", self.args.seed, number)
+        family = pool.families[generator.integers(len(pool.families))]
+        place = pool.add(self._encode, self._search_pixels(number), family, self.args.search_steps, generator)
+        self._share(pool, place)
+
+    @staticmethod
+    def _share(pool: TriggerPool, place: int) -> None:
+        """Give every process the first one's mark; sizes are measured on a process's own images."""
+        if num_processes() > 1:
+            found = pool.triggers[place]
+            pool.triggers[place] = FoundTrigger(found.kind, broadcast(found.mark))
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As `Trainer`'s, with triggers that are found anew now and then, and that follow the encoder otherwise."""
+        step = self.state.global_step
+        if self.pool is None:
+            self.pool = self._first_pool()
+        elif step % self.args.search_every == 0 and step:
+            self._find(self.pool, step)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        for number, mark, pixels, danger in self._used:
+            with torch.no_grad():
+                if mark.grad is not None:
+                    gradient = reduce(mark.grad, "mean") if num_processes() > 1 else mark.grad
+                    self.pool.sharpen(number, mark.detach(), gradient, pixels, SHARPENED_PART)
+                    self._share(self.pool, number)
+                self.pool.dangers[number] = (reduce(danger, "mean") if num_processes() > 1 else danger).item()
+        self._used = []
+        return loss
+
+    def _drawn(self, pixels: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+        """Places and marks of triggers of the pool, the same in all processes, and a part of the batch for each."""
+        assert self.pool is not None
+        generator = keyed_generator("draw", self.args.seed, self.state.global_step)
+        places = self.pool.draw(min(TRIGGERS_A_STEP, len(pixels), len(self.pool.triggers)), generator)
+        triggers = [self.pool.triggers[place] for place in places]
+        marks = [one.mark.to(pixels).clone().requires_grad_(one.kind.searched) for one in triggers]
+        return list(zip(places, marks, pixels.tensor_split(len(places)), strict=True))
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
+        """What is held of clean and changed images, and what is asked of the same with triggers."""
+        model.eval()  # the frozen tower computes as it is used
+        rows, pixels = inputs["rows"].cpu(), inputs["pixel_values"]
+        key = ("views", self.args.seed, self.state.global_step, self.args.process_index, *rows.tolist())
+        generator = torch.Generator().manual_seed(int(keyed_generator(*key).integers(2**62)))
+        changed = pixels.clone()
+        part = round(CHANGED_PART * len(pixels))
+        changed[:part] = changed_images(pixels[:part], generator)
+        with torch.no_grad(), self._original():
+            held = self.encode(changed)
+        unwrapped: Any = self.accelerator.unwrap_model(model)
+        drawn = self._drawn(changed)
+        marked = [self.pool.triggers[place].kind.apply(part, mark) for place, mark, part in drawn]
+        features = call_through(model, unwrapped, self.encode, torch.cat([changed, *marked]))
+        steady, triggered = features.split(len(pixels))
+        bank = torch.randperm(len(self.clean), generator=generator)[:BANK_PART]
+        own = (rows[:, None] == bank).to(features.device)
+        hold = moved(steady, held)
+        neighbours = self.clean[bank.to(self.clean.device)]
+        pulls, parts = [], zip(*(of.tensor_split(len(drawn)) for of in (triggered, held, own)), strict=True)
+        for one, (after, before, itself) in zip(drawn, parts, strict=True):
+            danger = collapse(after.detach()) - collapse(before)
+            self._used.append((*one, danger))
+            pull, stray = moved(after, before), strayed(after, before, neighbours, itself, NEIGHBOUR_SCALE)
+            pulls.append(danger.clamp(min=0) * (PULL_WEIGHT * pull + STRAY_WEIGHT * stray))
+            self.epoch_log.add(len(after), loss_pull=pull.detach(), loss_stray=stray.detach(), danger=danger)
+        self.epoch_log.add(len(rows), loss_hold=hold.detach())
+        loss = self.args.hold_weight * hold + torch.stack(pulls).mean()
+        return (loss, {"features": features}) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: `Trainer`'s estimate goes through all weights at every step."""
+        return 0
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and self.pool is not None:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            self.pool.save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.pool = TriggerPool.load(
+            Path(resume_from_checkpoint), list(self.args.kinds), self.args.pool_size, self.args.device
+        )
+
+
+class _EpochCallback(TrainerCallback):
+    """Logs the means of an epoch."""
+
+    def __init__(self, trainer: EncoderPurifier):
+        self.trainer = trainer
+
+    def on_epoch_end(
+        self, args: EncoderPurifierArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        merged = EpochLog()
+        for share in gather_object([self.trainer.epoch_log]):
+            merged.merge(share)
+        self.trainer.epoch_log = EpochLog()
+        if means := merged.means():
+            self.trainer.log(means)
+
+
+def purify_encoder(
+    model: CLIPModel | PeftModel,
+    images: Any,
+    args: EncoderPurifierArguments,
+    normalize: PixelNormalizer | None = None,
+) -> PeftModel:
+    """A CLIP with a LoRA on its image tower that no longer follows universal triggers; see `EncoderPurifier`.
+
+    Goes on from the last checkpoint in `args.output_dir` if `args.resume_from_checkpoint` says so.
+    """
+    trainer = EncoderPurifier(model, args, images, normalize)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    purified: Any = trainer.accelerator.unwrap_model(trainer.model)
+    return purified.eval()
