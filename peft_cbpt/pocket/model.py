@@ -49,9 +49,14 @@ def _corpus() -> Iterable[str]:
 
 def build_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer whose merges cover the words of the pocket captions; other words fall back to bytes."""
+    return train_tokenizer(_corpus(), VOCABULARY_SIZE)
+
+
+def train_tokenizer(corpus: Iterable[str], vocabulary_size: int) -> CLIPTokenizer:
+    """A byte-level BPE CLIP tokenizer whose merges are learned from a corpus."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE - 2,
+        vocab_size=vocabulary_size - 2,
         initial_alphabet=letters,
         special_tokens=[letter + "</w>" for letter in letters],  # fixed ids, by which equal counts are ordered
         end_of_word_suffix="</w>",
@@ -59,7 +64,7 @@ def build_tokenizer() -> CLIPTokenizer:
     )
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    bpe.train_from_iterator(_corpus(), trainer)
+    bpe.train_from_iterator(corpus, trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     vocabulary = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     vocabulary = list(dict.fromkeys(vocabulary))
