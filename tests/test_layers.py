@@ -18,6 +18,7 @@ LAYERS = [
     {"evaluation"},
     {"purification"},
     {"attacks"},
+    {"photos"},
     {"data"},
     {"metrics"},
     {"pocket"},

@@ -16,13 +16,13 @@ def augment(pixels: Tensor, side: int, generator: Generator) -> Tensor:
 
     Args:
         pixels: uint8 (B, 3, H, H).
-        side: Side of the views, a divisor of H.
+        side: Side of the views; not less than half of H, below which bilinear sampling would skip pixels.
         generator: Source of randomness, on the CPU.
 
     Returns:
         Floats (B, 3, side, side) in [0, 1].
     """
-    count, height = len(pixels), pixels.shape[-1]
+    count = len(pixels)
 
     def uniform(low: float, high: float) -> Tensor:
         return (low + (high - low) * torch.rand(count, generator=generator)).to(pixels.device)
@@ -34,9 +34,8 @@ def augment(pixels: Tensor, side: int, generator: Generator) -> Tensor:
     affine = torch.zeros(count, 2, 3, device=pixels.device)
     affine[:, 0, 0], affine[:, 0, 2] = flip * width, uniform(-1, 1) * (1 - width)
     affine[:, 1, 1], affine[:, 1, 2] = tall, uniform(-1, 1) * (1 - tall)
-    grid = F.affine_grid(affine, [count, 3, height, height], align_corners=False)
+    grid = F.affine_grid(affine, [count, 3, side, side], align_corners=False)
     views = F.grid_sample(pixels.float() / 255, grid, padding_mode="reflection", align_corners=False)
-    views = F.avg_pool2d(views, height // side)
 
     brightness, contrast, saturation = (uniform(1 - COLOUR, 1 + COLOUR)[:, None, None, None] for _ in range(3))
     views = views * brightness

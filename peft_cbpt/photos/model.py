@@ -49,8 +49,8 @@ def build_model(tokenizer: CLIPTokenizer, architecture: str, image_size: int = I
     """An untrained CLIP with a `resnet` or a `vit` image tower; its text tower keeps CLIP's 77 positions."""
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
+        hidden_size=96,
+        intermediate_size=384,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=77,

@@ -1,4 +1,4 @@
-"""Which images of the photographs train the CLIP, which poison it and which defend it: decided by their bytes alone."""
+"""Which photographs train the CLIP, which poison it and which defend it: decided by their bytes alone."""
 
 import hashlib
 
