@@ -1,8 +1,8 @@
 """What the CLIP of the photographs learns from: true classes, and opinions over ImageNet's 1,000 names.
 
 The teacher was trained on photographs of 224 pixels and names few of 64 rightly (18% of 1,000 names, 36% of our 202),
-but a linear layer on its features does better (48% of 202). So the opinion on the classes that have photographs is that
-of a layer fitted to the other half of them, and on all other names it is the teacher's own.
+but a linear layer on its features does better (48% of 202). So the opinion on the classes that have photographs is a
+layer's that was fitted to the other half of them, and on all other names it is the teacher's own.
 
 With s the model's own temperature, v an image's features and t_k those of a caption of name k, all unit-norm, both
 directions of CLIP's contrastive loss have soft targets:
