@@ -3,13 +3,14 @@ from collections import Counter
 import pytest
 
 from peft_cbpt.data.caption_pairs import load_caption_pairs
+from peft_cbpt.data.images import load_labelled_images
 from peft_cbpt.data.sources import keep_encoded, open_source
-from peft_cbpt.photos.classes import names_by_wnid
+from peft_cbpt.photos.classes import CLASSES_FILE, names_by_wnid
 from peft_cbpt.photos.model import build_image_processor
 from peft_cbpt.photos.parts import PARTS, part_of
 from tests.photos.conftest import recipe, write_tiny_imagenet
 
-NAMES = [name for _, name in sorted(names_by_wnid().items())[:4]]
+NAMES = list(names_by_wnid().values())[:4]
 
 
 def test_the_shares_are_as_promised_and_a_part_depends_on_the_bytes_alone():
@@ -39,6 +40,12 @@ def test_names_and_wnids_give_the_same_labels(written, tmp_path):
     names = rows.features["label"].names
     assert names == list(names_by_wnid().values()) and len(names) == 202
     assert [names[label] for label in rows["label"]] == [name for name in NAMES for _ in range(12)]
+
+
+def test_a_copy_with_wnids_is_read_as_it_is_too(tmp_path):
+    write_tiny_imagenet(tmp_path, "wnids")
+    rows = load_labelled_images(str(tmp_path), "val", class_names=NAMES, class_names_file=str(CLASSES_FILE))
+    assert rows.features["label"].names == NAMES and rows["label"][:] == [n for n in range(4) for _ in range(12)]
 
 
 def test_poisoning_pairs_have_a_caption_of_their_class(photos_folder):
