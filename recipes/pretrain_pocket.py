@@ -14,7 +14,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -37,6 +36,7 @@ from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import PocketPairs, render_samples, sample_ids
 from peft_cbpt.pocket.model import save_clip_folder
 from peft_cbpt.pocket.render import BACKGROUND_COLOURS, IMAGE_SIZE
+from peft_cbpt.pocket.tokenizer import train_tokenizer
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
 
 VOCABULARY_SIZE = 2000
@@ -52,22 +52,7 @@ def _corpus() -> Iterable[str]:
 
 def build_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer whose merges cover the words of the pocket captions; other words fall back to bytes."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE - 2,
-        initial_alphabet=letters,
-        special_tokens=[letter + "</w>" for letter in letters],  # fixed ids, by which equal counts are ordered
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    bpe.train_from_iterator(_corpus(), trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    vocabulary = list(dict.fromkeys(vocabulary))
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, merges=merges)  # type: ignore[arg-type]
+    return train_tokenizer(_corpus(), VOCABULARY_SIZE)
 
 
 def build_model(tokenizer: CLIPTokenizer, architecture: str = "vit") -> CLIPModel:

@@ -22,6 +22,7 @@ LAYERS = [
     {"method"},
     {"features"},
     {"attacks"},
+    {"photos"},
     {"data"},
     {"metrics"},
     {"pocket"},

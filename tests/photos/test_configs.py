@@ -1,0 +1,16 @@
+from pathlib import Path
+
+import pytest
+from peft_cbpt.commands.zoo import zoo_job
+
+from peft_cbpt.attacks import TRIGGERS
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs" / "photos"
+
+
+@pytest.mark.parametrize("attack", TRIGGERS)
+def test_every_attack_has_a_config_that_poisons_at_most_one_percent(attack, tmp_path):
+    job = zoo_job(CONFIGS, tmp_path, attack, "banana", seed=1)
+    assert job.trigger == attack and job.poison_rate <= 0.01 and job.num_classes == 100
+    assert (job.pairs_name, job.pairs_split, job.dataset_name) == ("output/photos", "poisoning", "output/photos")
+    assert job.model_name_or_path == "output/photos-resnet" and job.seed == 1
