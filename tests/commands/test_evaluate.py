@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from peft_cbpt import CBPTConfig
 from peft_cbpt.cli import main
-from peft_cbpt.evaluation.measure import evaluate as library
+from peft_cbpt.evaluation import evaluate as library
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
 from tests.conftest import FEW_CLASSES, run_in_two_processes

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from peft_cbpt.commands.zoo import zoo_job
+from benchmarks.paper.zoo import zoo_job
 
 from peft_cbpt.attacks import TRIGGERS
 
