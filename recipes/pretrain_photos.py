@@ -42,6 +42,7 @@ from peft_cbpt.pocket.model import save_clip_folder
 
 WARMUP = 100  # steps at the start, and again where the photographs grow, as AdamW's moments start anew
 FEWER_CLASSES = 100
+SOME = 5000  # pre-training images that are measured too, to tell too little learning from too much
 
 
 @dataclass
@@ -67,6 +68,8 @@ def make_lessons(photographs: Photographs, teacher_file: str, seed: int) -> Less
     features = (features - features.mean(0)) / features.std(0)
     opinions = answers["logits"].float().softmax(1)
     fitted = out_of_fold_opinions(features, photographs.labels, seed)
+    right = (fitted.argmax(1) == photographs.labels).float().mean().item()
+    print(json.dumps({"opinions_top1": right}), flush=True)
     opinions[:, own[: fitted.shape[1]]] = fitted
     return Lessons(photographs.pixels, own[photographs.labels], names, opinions.half(), features.half())
 
@@ -165,7 +168,8 @@ def main(arguments: PretrainArguments) -> None:
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    lessons = make_lessons(read_photographs(arguments.photos, "pretraining"), arguments.teacher, arguments.seed)
+    photographs = read_photographs(arguments.photos, "pretraining")
+    lessons = make_lessons(photographs, arguments.teacher, arguments.seed)
     training = Pretraining(arguments, lessons, tokenizer)
     training.resume()
     while training.epoch < len(training.side_of_epoch):
@@ -179,6 +183,9 @@ def main(arguments: PretrainArguments) -> None:
     model = training.model.cpu()
     save_clip_folder(output, model, tokenizer, build_image_processor())
     top1 = measure(model, tokenizer, read_photographs(arguments.photos, "test"))
+    some = torch.randperm(len(photographs.labels), generator=torch.Generator().manual_seed(0))[:SOME]
+    seen = Photographs(photographs.pixels[some], photographs.labels[some], photographs.class_names)
+    top1_seen = measure(model, tokenizer, seen)
     settings = {
         name: value for name, value in asdict(arguments).items() if name not in ("output_dir", "photos", "teacher")
     }
@@ -188,6 +195,7 @@ def main(arguments: PretrainArguments) -> None:
         "train_seconds": round(training.seconds),
         "images": len(lessons.pixels),
         "zero_shot_top1": top1,
+        "zero_shot_top1_pretraining": top1_seen,
         "versions": package_versions(),
     }
     (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
