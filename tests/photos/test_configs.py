@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
-from benchmarks.paper.zoo import zoo_job
 
+from benchmarks.paper.zoo import zoo_job
 from peft_cbpt.attacks import TRIGGERS
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs" / "photos"
