@@ -24,7 +24,7 @@ HARMLESS: list[Any] = [
     *((np.float64(0).__reduce__()[0], f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
     *{type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")},
 ]
-ALLOW = "give --allow-unsafe if you trust whoever made the file"
+ALLOW = "`peft-cbpt convert` with --allow-unsafe reads it, if you trust whoever made the file"
 
 
 def read_weights(file: Path, allow_unsafe: bool = False) -> dict[str, Tensor]:

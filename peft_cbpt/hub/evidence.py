@@ -83,4 +83,4 @@ def suspected(results: Mapping[str, Any]) -> str | None:
     if not suspects:
         return "No class stands out as the target of a backdoor: if there is one, it may have outlived this."
     names = ", ".join(f"{one['class']} (by {one['evidence']}, {one['score']:.2f})" for one in suspects)
-    return f"The model seems backdoored towards: {names}."
+    return f"Dummy triggers aimed at: {names}. This accuses nobody; `peft-cbpt scan` gives a verdict."

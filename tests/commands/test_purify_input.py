@@ -32,12 +32,6 @@ def a_file_as_model(tmp_path):
     return {"model_name_or_path": str(shutil.copy(f"{resolve_model('pocket:badnet')}/model.safetensors", tmp_path))}
 
 
-def model_in_pickles(tmp_path):
-    folder = shutil.copytree(resolve_model("pocket:badnet"), tmp_path / "old")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    return {"model_name_or_path": str(folder)}
-
-
 def model_without_tokenizer(tmp_path):
     folder = shutil.copytree(resolve_model("pocket:badnet"), tmp_path / "mute")
     for name in ("tokenizer.json", "vocab.json"):
@@ -121,8 +115,7 @@ BAD_INPUTS = {
     "model folder missing": (lambda _: {"model_name_or_path": "/no/such/clip"}, "no folder /no/such/clip"),
     "unknown pocket model": (lambda _: {"model_name_or_path": "pocket:evil"}, "choose one of"),
     "corrupt checkpoint": (broken_model, "download or save it again"),
-    "a file as model": (a_file_as_model, "is a file: make a folder of it with `peft-cbpt convert"),
-    "weights in a pickle": (model_in_pickles, "safetensors with `peft-cbpt convert"),
+    "a file that does not say its heads": (a_file_as_model, "no plain CLIP"),
     "no tokenizer": (model_without_tokenizer, "has no tokenizer (tokenizer.json or vocab.json)"),
     "not a CLIP": (not_a_clip, "not a CLIP"),
     "dataset missing": (lambda _: {"dataset_name": "/no/such/images"}, "give a folder"),

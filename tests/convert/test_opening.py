@@ -62,6 +62,6 @@ def test_open_clip_folder_opens_through_the_cache_once(tmp_path: Path, cache: Pa
 
 def test_what_cannot_be_read_leaves_nothing_in_the_cache(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(InputError, match="loading it could run any code"):
+    with pytest.raises(InputError, match="is no checkpoint but text"):
         open_clip(str(tmp_path / "bad.pt"))
     assert not cache.exists()
