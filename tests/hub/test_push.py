@@ -1,6 +1,7 @@
 """What a push sends, what it refuses, and what it says when the Hub fails."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from peft_cbpt.cli import main
 from peft_cbpt.common.errors import HubError, InputError
 from peft_cbpt.hub.push import push_adapter
 from peft_cbpt.hub.sharing import shareable, without_local_paths
+from peft_cbpt.pocket.model import resolve_model
 from tests.hub.conftest import BASE_ID, JOB
 from tests.hub.loopback import READER_TOKEN, STRANGER_TOKEN, Fault
 
@@ -166,7 +168,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_bad_push_settings_are_found_before_training(hub, case, tmp_path, capsys):
-    (tmp_path / "clip").mkdir()
+    shutil.copytree(resolve_model("pocket:badnet"), tmp_path / "clip")
     words, message = SETTINGS[case]
     options = ["--push_to_hub", *(word.format(folder=tmp_path / "clip") for word in words)]
     job = ["purify", "--model_name_or_path", "pocket:badnet", *JOB, "--output_dir", str(tmp_path / "out"), *options]
@@ -208,8 +210,8 @@ FOLDERS = {
     "another shape": (cut_the_width, "these files are of different adapters"),
     "config is no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be used"),
     "another method": (lambda folder: edit_json(folder / "adapter_config.json", peft_type="LORA"), "kind LORA"),
-    "results are no JSON": (lambda folder: (folder / "results.json").write_text("{"), "not what purify writes"),
-    "results are a list": (lambda folder: (folder / "results.json").write_text("[]"), "not what purify writes"),
+    "results are no JSON": (lambda folder: (folder / "results.json").write_text("{"), "is not valid JSON"),
+    "results are a list": (lambda folder: (folder / "results.json").write_text("[]"), "holds no JSON object"),
     "base by path": (
         lambda folder: edit_json(folder / "adapter_config.json", base_model_name_or_path=str(folder)),
         "give its Hub id as base_model_id",
