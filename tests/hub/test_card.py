@@ -68,12 +68,11 @@ def test_no_card_names_a_path(name):
     [
         (None, None),
         ([], "No class stands out"),
-        ([{"class": "dog", "evidence": "words", "score": 0.9}], "towards: dog"),
+        ([{"class": "dog", "evidence": "words", "score": 0.9}], "aimed at: dog"),
     ],
 )
 def test_the_card_says_what_was_suspected(adapter, suspects, said):
     results = read_results(adapter) | {"suspects": suspects}
     card = str(make_card(read_adapter(adapter), results, []))
-    assert (said or "All figures") in card and ("backdoor" in card.split("results.json`.")[1].split("##")[0]) == (
-        said is not None
-    )
+    assert (said or "All figures") in card
+    assert any(one in card for one in ("No class stands out", "Dummy triggers aimed at")) == (said is not None)
