@@ -59,7 +59,7 @@ def write_large(folder: Path, kind: str) -> str:
 def run(tree: Path, job: dict, folder: Path) -> tuple[float, torch.Tensor]:
     """Seconds of the purification by a checkout, and the context it learns."""
     folder.mkdir(parents=True)
-    old = "dummy_triggers" not in (tree / "peft_cbpt" / "training" / "cbpt_arguments.py").read_text()
+    old = "    dummy_triggers: " not in (tree / "peft_cbpt" / "training" / "cbpt_arguments.py").read_text()
     job = {NEW_NAMES.get(name, name) if old else name: value for name, value in job.items()}
     (folder / "job.yaml").write_text(yaml.safe_dump(job | {"output_dir": "out", "disable_tqdm": True}))
     environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "PEFT_CBPT_CACHE": str(folder / "c")}
