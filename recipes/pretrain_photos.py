@@ -52,7 +52,7 @@ class PretrainArguments:
     output_dir: str = field(metadata={"help": "Folder to write the model to."})
     architecture: str = field(default="resnet", metadata={"help": "Image tower.", "choices": list(ARCHITECTURES)})
     sides: list[int] = field(default_factory=lambda: [32, 64], metadata={"help": "Sides of the views, in turn."})
-    epochs: list[int] = field(default_factory=lambda: [30, 15], metadata={"help": "Passes at each side."})
+    epochs: list[int] = field(default_factory=lambda: [12, 32], metadata={"help": "Passes at each side."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW, cosine over all."})
     weight_decay: float = field(default=0.05, metadata={"help": "Of matrices and kernels."})
     batch_size: int = field(default=256, metadata={"help": "Photographs per step."})

@@ -105,13 +105,15 @@ def lesson_loss(
     rows: Tensor,
     rng: random.Random,
 ) -> Tensor:
-    """All three losses of the rows (B,), whose normalised views are (B, 3, side, side)."""
+    """All three losses of the rows (B,), whose normalised views are (B, 3, side, side); the image tower is in bf16."""
     device = views.device
     step_names = lessons.names_of_step(rows, rng)
     captions = [caption(lessons.names[place], rng) for place in step_names.tolist()]
     ids = tokenizer(captions, padding=True, return_tensors="pt").input_ids.to(device)
     texts = F.normalize(clip.get_text_features(input_ids=ids).pooler_output, dim=-1)
-    images = F.normalize(clip.get_image_features(pixel_values=views).pooler_output, dim=-1)
+    with torch.autocast(device.type, torch.bfloat16):
+        encoded = clip.get_image_features(pixel_values=views).pooler_output
+    images = F.normalize(encoded.float(), dim=-1)
     targets = soft_targets(lessons.places[rows], lessons.opinions[rows], step_names).to(device)
     teacher = lessons.features[rows].float().to(device)
     of_features = 1 - F.cosine_similarity(regression(images), teacher).mean()

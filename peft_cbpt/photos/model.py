@@ -63,8 +63,8 @@ def build_model(tokenizer: CLIPTokenizer, architecture: str, image_size: int = I
     if architecture == "resnet":
         resnet = CLIPResNetVisionConfig(
             depths=[2, 2, 2, 2],
-            width=24,
-            num_attention_heads=12,
+            width=32,
+            num_attention_heads=16,
             image_size=image_size,
             projection_dim=PROJECTION_DIM,
         )
