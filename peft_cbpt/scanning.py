@@ -15,7 +15,7 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json, write_text
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.data.pixels_of import AnyImages, load_pixels_of
+from peft_cbpt.data.unlabelled import AnyImages, UnlabelledImages
 from peft_cbpt.detection.decoys import decoy_names, decoy_words
 from peft_cbpt.detection.ladder import JUDGED_IMAGES, Search, search_ladder
 from peft_cbpt.detection.reading import Reading, Vocabulary, clean_scale, read_all
@@ -115,9 +115,18 @@ def scan(
     stopwatch = Stopwatch()
     with stopwatch("load"):
         clip = open_clip(model, tokenizer, image_processor)
-        pixels = load_pixels_of(images, num_images, seed, clip.image_processor, split, image_column, names or None).to(
-            clip.model.device
+        few = UnlabelledImages(
+            images,
+            clip.image_processor,
+            num_images,
+            split=split,
+            image_column=image_column,
+            class_names=names or None,
+            seed=seed,
         )
+        if len(few) < 2:
+            raise InputError(f"a scan needs at least 2 images that can be read, it has {len(few)}: give some more")
+        pixels = few.pixels().to(clip.model.device)
     with stopwatch("search"):
         searched = search_model(clip, pixels, template, seed)
     with stopwatch("read"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.commands.parsing import parse, run_command
+from peft_cbpt.commands.printing import print_skipped
 from peft_cbpt.common.processes import join_processes
 from peft_cbpt.data.unlabelled import UnlabelledImages
 from peft_cbpt.pocket.model import resolve_model
@@ -34,10 +35,11 @@ def main(argv: Sequence[str]) -> None:
     chosen, arguments = parse([ModelAndImages, EncoderPurifierArguments], argv, __doc__ or "")
     state = join_processes()
     clip = load_clip(resolve_model(chosen.model_name_or_path))
-    images = UnlabelledImages(chosen.images, clip.image_processor, chosen.split, chosen.num_images)
+    images = UnlabelledImages(chosen.images, clip.image_processor, chosen.num_images, split=chosen.split)
     purified = purify_encoder(clip.model, images, arguments, clip.normalize)
     if state.is_main_process:
         purified.save_pretrained(arguments.output_dir)
+        print_skipped("images", [one.as_dict() for one in images.skipped])
         print(arguments.output_dir)
 
 

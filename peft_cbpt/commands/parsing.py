@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 
 from peft_cbpt.commands.help_page import HelpFormatter, HelpPage
 from peft_cbpt.common.errors import HubError, InputError, did_you_mean
+from peft_cbpt.common.files import read_text
 from peft_cbpt.common.processes import leave_processes
 from peft_cbpt.common.progress import stages_instead_of_bars
 
@@ -29,7 +30,7 @@ def read_yaml(file: str) -> dict[str, Any]:
         InputError: if the file cannot be read or is no mapping.
     """
     try:
-        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(read_text(Path(file)))
     except OSError as error:
         raise InputError(f"cannot read the config file {file}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import codecs
 import json
 import os
 import shutil
@@ -10,6 +11,22 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from peft_cbpt.common.errors import InputError
+
+
+def read_text(file: Path) -> str:
+    """A text in UTF-8, or in what Windows writes: with a mark at its start, UTF-16, or else Western European.
+
+    Raises:
+        OSError: if it cannot be read.
+        UnicodeDecodeError: if it is none of these.
+    """
+    content = file.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252")
 
 
 def write_text(file: Path, text: str) -> None:
