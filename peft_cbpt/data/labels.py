@@ -121,8 +121,8 @@ def space_of_feature(feature: Any, dataset_name: str, label_column: str) -> Labe
     """
     if not isinstance(feature, datasets.ClassLabel):
         raise InputError(
-            f"column {label_column!r} of {dataset_name} is no ClassLabel: name its classes with class_names_file, or "
-            "cast it with dataset.cast_column"
+            f"column {label_column!r} of {dataset_name} names no classes: name them with class_names_file, a text "
+            "file with a name on every line, the first for label 0"
         )
     return space_of_names(feature.names, dataset_name)
 
@@ -153,6 +153,9 @@ def label_reader(feature: Any, space: LabelSpace, dataset_name: str) -> Mapping[
             f"{dataset_name} has {len(feature.names)} labels, but {len(space.class_names)} classes are named: make "
             "them agree"
         )
+    if not known:
+        pairs = [f"{theirs} is {name}" for theirs, name in zip(feature.names[:5], space.class_names, strict=False)]
+        logger.warning("%s: its classes are named in their order: %s ...", dataset_name, ", ".join(pairs))
     return {index: index for index in range(len(feature.names))}
 
 

@@ -76,10 +76,8 @@ class UnlabelledImages(Dataset):
                 self.skipped.append(Skipped(error.sample_id, error.reason))
         if not self.order:
             name = images if isinstance(images, str) else GIVEN
-            unread = f" that can be read, the first of {len(self.skipped)}: {self.skipped[0].reason}"
-            raise InputError(
-                f"{name} has no images{unread if self.skipped else ': give a folder or a dataset of some'}"
-            )
+            why = f"that can be read ({self.skipped[0].reason})" if self.skipped else "at all"
+            raise InputError(f"{name} has no images {why}: give a folder or a dataset that has some")
 
     def __len__(self) -> int:
         return len(self.order)

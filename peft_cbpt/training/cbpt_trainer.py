@@ -70,6 +70,7 @@ class CBPTTrainer(Trainer):
             batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
             steps_per_epoch = math.ceil(len(train_dataset) / batch)  # type: ignore[arg-type]
             args.refuse_to_end_in_warmup(args.max_steps / steps_per_epoch, f"max_steps {args.max_steps}")
+        args = args.with_enough_steps(len(train_dataset))  # type: ignore[arg-type]
         self.images = train_dataset
         self.normalize = normalize or PixelNormalizer()
         self.frozen_images: FrozenImages | None = None
