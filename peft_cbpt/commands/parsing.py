@@ -14,12 +14,13 @@ import yaml
 from transformers import HfArgumentParser
 
 from peft_cbpt.commands.help_page import HelpFormatter, HelpPage
-from peft_cbpt.common.errors import HubError, InputError, did_you_mean
+from peft_cbpt.common.errors import HubError, InputError, did_you_mean, disk_fault
 from peft_cbpt.common.files import read_text
 from peft_cbpt.common.processes import leave_processes
 from peft_cbpt.common.progress import stages_instead_of_bars
 
-INTERRUPTED = 130
+INTERRUPTED, DISK_FULL = 130, 4
+DRY_RUN = "Check everything, print what it will cost (images, passes, minutes, memory), and stop."
 Settings = TypeVar("Settings")
 
 
@@ -165,6 +166,17 @@ def _raise_input_error(message: str) -> None:
     raise InputError(" ".join(message.split()))
 
 
+@contextmanager
+def going_on(how: str) -> Iterator[None]:
+    """Say how to go on where Ctrl-C or a full disk ends the block."""
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, KeyboardInterrupt) or disk_fault(error):
+            print(how, file=sys.stderr)
+        raise
+
+
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command; the first process prints an error of input or Hub as one line. Returns the exit code.
 
@@ -182,5 +194,10 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return DISK_FULL
     leave_processes()
     return code or 0

@@ -1,7 +1,11 @@
 """Errors that the command line prints as one line: the input's fault (exit code 2), or the Hub's (exit code 1)."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+_DISK_WORDS = ("No space left", "StorageFull", "Disk quota exceeded", "Read-only file system", "PytorchStreamWriter")
 
 
 class InputError(ValueError):
@@ -15,6 +19,22 @@ class HubError(RuntimeError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def disk_fault(error: BaseException | None) -> str | None:
+    """One line if an error, or one that led to it, is that of a disk that cannot be written to; else None.
+
+    Libraries pass on what the system said in errors of their own.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _DISK_FAULTS or any(words in str(error) for words in _DISK_WORDS):
+            return (
+                f"the disk cannot be written to ({first_line(error)}): files under their own names are whole; make "
+                "room and run again"
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,6 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+from uuid import uuid4
+
+from safetensors.torch import save_file
 
 from peft_cbpt.common.errors import InputError
 
@@ -29,11 +32,42 @@ def read_text(file: Path) -> str:
         return content.decode("cp1252")
 
 
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A temporary name for a file to be written under, which takes the file's place at the end, or vanishes."""
+    temporary = file.with_name(f".{file.name}.{uuid4().hex[:8]}.incomplete")
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def removed_afterwards(folder: Path) -> Iterator[None]:
+    """A folder that does not outlive the block, nor what an earlier one left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write bytes under a temporary name, then rename it."""
+    with written_whole(file) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a text under a temporary name, then rename it."""
-    temporary = file.with_name(f".{file.name}.incomplete")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    write_bytes(file, text.encode())
+
+
+def save_tensors(file: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file under a temporary name, then rename it."""
+    with written_whole(file) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def write_json(file: Path, value: Any) -> None:

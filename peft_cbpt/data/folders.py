@@ -22,7 +22,8 @@ def is_hidden(path: PurePath) -> bool:
 
 def image_files(folder: Path) -> list[Path]:
     """All images below a folder, sorted, whatever their suffix; a warning counts the other files by theirs."""
-    images, others = [], []
+    images: list[Path] = []
+    others: list[Path] = []
     for file in sorted(folder.rglob("*")):
         if not is_hidden(file.relative_to(folder)) and file.is_file():
             (images if _is_image(file) else others).append(file)

@@ -1,87 +1,94 @@
-"""What a job will cost, told before it begins: images counted by a stand-in for the tower, seconds by a few passes."""
+"""What a job will cost, told before it begins from the images it will encode and a few passes that are timed."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
-
-SIDE = 16
-"""Of the images (3, SIDE, SIDE) that a job is rehearsed on; how many there are counts, not their size."""
+from peft_cbpt.common.records import peak_memory_bytes
 
 
-@dataclass
-class CountingEncoder:
-    """Takes the place of an image encoder in a rehearsal: counts images, and gives features (B, D) of their pixels."""
+@dataclass(frozen=True)
+class Passes:
+    """Of single images through the image tower: without and with a gradient."""
 
-    dimension: int
     forward: int = 0
-    """Images encoded."""
-    backward: int = 0
-    """Of these, the images that a gradient was wanted of."""
-    _weights: Tensor = field(init=False)
+    gradient: int = 0
 
-    def __post_init__(self) -> None:
-        self._weights = torch.randn(12, self.dimension, generator=torch.Generator().manual_seed(0))
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """See `clip.pixels.image_encoder`."""
-        self.forward += len(pixels)
-        self.backward += len(pixels) if pixels.requires_grad else 0
-        return F.normalize(F.adaptive_avg_pool2d(pixels.cpu(), 2).flatten(1) @ self._weights, dim=1)
-
-    def minutes(self, encode_image: EncodeImage, pixels: Tensor) -> float:
-        """How long the true encoder takes for as many images, from passes of a few `pixels` (B, 3, H, W)."""
-        with torch.no_grad():
-            forward = seconds_of(lambda: encode_image(pixels))
-        both = seconds_of(lambda: encode_image(pixels.clone().requires_grad_()).sum().backward())
-        return ((self.forward - self.backward) * forward + self.backward * both) / len(pixels) / 60
+    def __add__(self, other: "Passes") -> "Passes":
+        return Passes(self.forward + other.forward, self.gradient + other.gradient)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job, before it begins.
+    """A job before it begins.
 
     Args:
-        images: How many are read, by what they are for.
-        encoded: Images through the image tower, those with a gradient counted once.
-        with_gradient: Of these, those that a gradient to the pixels is wanted of.
+        images: How many there are of which kind.
+        passes: Through the image tower, about; what the feature cache has is not encoded again.
         steps: Of training.
-        minutes: Estimated.
-        memory_gb: Estimated largest resident memory, in 10^9 bytes.
-        output_dir: Where it would be written.
+        minutes: Estimated, without starting up and reading.
+        memory_gb: Largest memory of the passes that were timed, in 10^9 bytes, by where: `process`, `gpu`.
     """
 
-    images: dict[str, int]
-    encoded: int
-    with_gradient: int
+    images: Mapping[str, int]
+    passes: Passes
     steps: int
     minutes: float
-    memory_gb: float
-    output_dir: str
+    memory_gb: Mapping[str, float]
 
     def __str__(self) -> str:
-        images = ", ".join(f"{count:,} {what}" for what, count in self.images.items())
-        lines = [
-            f"images:           {images}",
-            f"image tower:      {self.encoded:,} passes of an image, {self.with_gradient:,} of them with a gradient",
-            f"training steps:   {self.steps:,}",
-            f"estimated time:   {self.minutes:.1f} minutes on this machine, without what the cache has",
-            f"estimated memory: {self.memory_gb:.1f} GB",
-            f"output:           {self.output_dir}",
-        ]
+        images = ", ".join(f"{count:,} {kind}" for kind, count in self.images.items())
+        memory = ", ".join(f"{size:.1f} GB ({where})" for where, size in self.memory_gb.items())
+        lines = (
+            f"images       {images}",
+            f"image tower  {self.passes.forward:,} passes of an image, and {self.passes.gradient:,} with a gradient",
+            f"training     {self.steps:,} steps",
+            f"time         about {self.minutes:.1f} minutes",
+            f"memory       about {memory}",
+            "dry run: nothing was written",
+        )
         return "\n".join(lines)
 
 
-def seconds_of(call: Callable[[], object], times: int = 2) -> float:
-    """Seconds of a call, the shortest of a few after one that warms up."""
-    taken = []
-    for _ in range(1 + times):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
+def make_plan(
+    images: Mapping[str, int],
+    passes: Passes,
+    encode_image: EncodeImage,
+    pixels: Tensor,
+    steps: int = 0,
+    step: Callable[[], object] = lambda: None,
+) -> Plan:
+    """Time passes and a step, and tell from them what all will take.
+
+    Args:
+        images: See `Plan`.
+        passes: See `Plan`.
+        encode_image: The image tower.
+        pixels: As many images (B, 3, H, W) as go through it at once.
+        steps: Of training.
+        step: One of them, or as much work.
+    """
+
+    def with_gradient() -> None:
+        encode_image(pixels.clone().requires_grad_()).sum().backward()
+
+    with torch.no_grad():
+        forward = _seconds_of(lambda: encode_image(pixels))
+    both = _seconds_of(with_gradient) if passes.gradient else 0.0
+    seconds = (passes.forward * forward + passes.gradient * both) / len(pixels) + steps * _seconds_of(step)
+    memory = {where: size / 1e9 for where, size in peak_memory_bytes(pixels.device).items()}
+    return Plan(images, passes, steps, seconds / 60, memory)
+
+
+def _seconds_of(call: Callable[[], object]) -> float:
+    """The second call's, since the first warms up."""
+    call()
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

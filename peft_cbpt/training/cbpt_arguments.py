@@ -208,6 +208,15 @@ class CBPTTrainingArguments(TrainingArguments):
         batch = given
         if math.ceil(n_images / (given * at_once)) < needed and given == type(self).per_device_train_batch_size:
             batch = max(1, min(given, n_images // (needed * at_once)))
+        if batch < given:
+            logger.warning(
+                "%d images in batches of %d would be %d steps after the prompt warm-up, too few to purify: batches "
+                "are of %d",
+                n_images,
+                given,
+                math.ceil(n_images / (given * at_once)) * epochs,
+                batch,
+            )
         if (steps := math.ceil(n_images / (batch * at_once))) < needed:
             logger.warning(
                 "only %d steps follow the prompt warm-up, too few to purify: set num_train_epochs to %d or more",
@@ -216,14 +225,6 @@ class CBPTTrainingArguments(TrainingArguments):
             )
         if batch == given:
             return self
-        logger.warning(
-            "%d images in batches of %d would be %d steps after the prompt warm-up, too few to purify: batches are "
-            "of %d",
-            n_images,
-            given,
-            math.ceil(n_images / (given * at_once)) * epochs,
-            batch,
-        )
         changed = copy.copy(self)
         changed.per_device_train_batch_size = batch
         return changed

@@ -83,7 +83,7 @@ class CBPTTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._cache = open_cache(args)
         self._samples = checked_samples(train_dataset, model.class_names)
-        self._encode_classes = SharedClassEncoder(model, args.process_index, args.device, args.activation_memory_gb)
+        self.encode_classes = SharedClassEncoder(model, args.process_index, args.device, args.activation_memory_gb)
         self.add_callback(_EpochCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -133,7 +133,7 @@ class CBPTTrainer(Trainer):
         rows, bank = inputs["rows"], self.frozen_images.bank
         labels = bank.labels[rows]
         with self.accelerator.autocast():
-            class_features = self._encode_classes(model)
+            class_features = self.encode_classes(model)
         logits = self._logits(bank.features[rows], class_features)
         clean_accuracy = (logits.argmax(1) == labels).float().mean()
         if self._epoch < self.args.warmup_epochs:
@@ -160,7 +160,7 @@ class CBPTTrainer(Trainer):
         assert self.frozen_images is not None and self.dummy_triggers is not None
         self.epoch_log = EpochLog()
         if self._epoch >= self.args.warmup_epochs:
-            bank, class_features = self.frozen_images.bank, self._encode_classes(self.model)  # type: ignore[arg-type]
+            bank, class_features = self.frozen_images.bank, self.encode_classes(self.model)  # type: ignore[arg-type]
             self.dummy_triggers.start_epoch(
                 self._epoch, lambda rows: self._logits(bank.features[rows], class_features)
             )
@@ -207,15 +207,18 @@ class CBPTTrainer(Trainer):
         """Write a checkpoint under a temporary name and rename it when it is whole."""
         staging = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_job(staging / name, self._job)
-            final = staging.parent / name
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(staging / name, final)
-            shutil.rmtree(staging)
-            rotate_checkpoints(str(staging.parent), self.args.save_total_limit)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_job(staging / name, self._job)
+                final = staging.parent / name
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(staging / name, final)
+                rotate_checkpoints(str(staging.parent), self.args.save_total_limit)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
