@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.common.files import prepare_output, removed_afterwards, save_tensors, write_json
+from peft_cbpt.common.files import alone_in, prepare_output, removed_afterwards, save_tensors, write_json
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.data.shots import Images, ShotArguments, ShotsAndTest, name_of_images, shots_and_test
 from peft_cbpt.evaluation.classifiers import adapter_features, check_room
@@ -132,12 +132,15 @@ def purify(
         InputError: if something given cannot be used; nothing has been written then.
     """
     arguments: PurifyArguments = PurifyArguments.of(options)
-    with TemporaryDirectory() if output_dir is None else nullcontext(str(output_dir)) as folder:
+    with (
+        TemporaryDirectory() if output_dir is None else nullcontext(str(output_dir)) as folder,
+        alone_in(prepare_output(folder)) as output,
+    ):
         training = copy.copy(training or CBPTTrainingArguments(output_dir=folder))
         training.output_dir = folder
         if output_dir is None:
             training.save_strategy = SaveStrategy.NO
-        output, stopwatch = prepare_output(folder), Stopwatch()
+        stopwatch = Stopwatch()
         set_seed(training.seed)
         with stopwatch("load"):
             clip = open_clip(model, tokenizer, image_processor)
@@ -146,8 +149,6 @@ def purify(
             push = plan_push(training, base)
             job = _load(clip, images, test_images, attacks, arguments, training, output)
         if dry_run:
-            with suppress(OSError):  # it was there before
-                output.rmdir()
             return plan_tuning(job.trainer, len(job.data.test), len(job.attacks))
         with stopwatch("measure before"):
             measured = _measure_before(job)

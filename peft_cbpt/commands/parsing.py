@@ -14,12 +14,12 @@ import yaml
 from transformers import HfArgumentParser
 
 from peft_cbpt.commands.help_page import HelpFormatter, HelpPage
-from peft_cbpt.common.errors import HubError, InputError, did_you_mean, disk_fault
+from peft_cbpt.common.errors import HubError, InputError, did_you_mean, machine_fault
 from peft_cbpt.common.files import read_text
 from peft_cbpt.common.processes import leave_processes
 from peft_cbpt.common.progress import stages_instead_of_bars
 
-INTERRUPTED, DISK_FULL = 130, 4
+INTERRUPTED, MACHINE_FAILED = 130, 4
 DRY_RUN = "Check everything, print what it will cost (images, passes, minutes, memory), and stop."
 Settings = TypeVar("Settings")
 
@@ -172,7 +172,7 @@ def going_on(how: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Exception) as error:
-        if isinstance(error, KeyboardInterrupt) or disk_fault(error):
+        if isinstance(error, KeyboardInterrupt) or machine_fault(error):
             print(how, file=sys.stderr)
         raise
 
@@ -195,9 +195,9 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if (fault := disk_fault(error)) is None:
+        if (fault := machine_fault(error)) is None:
             raise
         print(f"error: {fault}", file=sys.stderr)
-        return DISK_FULL
+        return MACHINE_FAILED
     leave_processes()
     return code or 0

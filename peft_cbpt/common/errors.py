@@ -1,11 +1,12 @@
-"""Errors that the command line prints as one line: the input's fault (exit code 2), or the Hub's (exit code 1)."""
+"""Errors that the command line prints as one line: of the input (exit code 2), the Hub (1), or the machine (4)."""
 
 import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-_DISK_WORDS = ("No space left", "StorageFull", "Disk quota exceeded", "Read-only file system", "PytorchStreamWriter")
+_DISK_WORDS = ("No space left", "StorageFull", "Disk quota exceeded", "Read-only file system")
+_DISK_WORDS += ("inline_container", "PytorchStreamWriter")  # `torch.save`
 
 
 class InputError(ValueError):
@@ -21,8 +22,8 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def disk_fault(error: BaseException | None) -> str | None:
-    """One line if an error, or one that led to it, is that of a disk that cannot be written to; else None.
+def machine_fault(error: BaseException | None) -> str | None:
+    """One line if an error, or one that led to it, is the machine's: a full disk, no memory, a killed worker.
 
     Libraries pass on what the system said in errors of their own.
     """
@@ -33,6 +34,10 @@ def disk_fault(error: BaseException | None) -> str | None:
                 f"the disk cannot be written to ({first_line(error)}): files under their own names are whole; make "
                 "room and run again"
             )
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            return f"memory ran out ({first_line(error)}): make batches smaller or use a larger machine"
+        if "DataLoader worker" in str(error):
+            return f"a process that reads images ended ({first_line(error)}): use fewer, memory may have run out"
         error = error.__cause__ or error.__context__
     return None
 

@@ -11,6 +11,7 @@ from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
 from peft_cbpt.common.errors import InputError
@@ -91,6 +92,31 @@ def prepare_output(folder: str) -> Path:
     except OSError as error:
         raise InputError(f"cannot write to the output folder {folder}: {error.strerror}; choose another") from error
     return path
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[Path]:
+    """The folder, while no other run of this machine is in it; removed in the end if nothing was written.
+
+    Processes of one run count as one.
+
+    Raises:
+        InputError: if another is.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield folder
+        return
+    file = folder / ".lock"
+    try:
+        with FileLock(file, timeout=0):
+            try:
+                yield folder
+            finally:
+                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    folder.rmdir()
+    except Timeout as error:
+        raise InputError(f"another run is writing to {folder}: wait for it, or name another output_dir") from error
 
 
 @contextmanager

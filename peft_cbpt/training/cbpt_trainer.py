@@ -249,6 +249,11 @@ class _EpochCallback(TrainerCallback):
         means = epoch_log.means()
         if not means:
             return
+        if not all(map(math.isfinite, means.values())):
+            raise InputError(
+                f"the losses of epoch {math.ceil(state.epoch or 0)} are not finite: lower learning_rate or the "
+                "weights of the losses; checkpoints of earlier epochs are whole"
+            )
         if epoch_log.looked_up:
             means |= trainer.dummy_triggers.epoch_figures(epoch_log.looked_up)
         trainer.log(means | {"learning_rate": self.learning_rate})
