@@ -2,8 +2,8 @@
 
     python benchmarks/fuzz_config.py --runs 2000 --seed 0
 
-Starts from small forms of recipes/configs/pocket, changes settings, the text of the YAML file and options at random,
-and runs the command as far as its checks and its dry run go; where there is none, and now and then elsewhere, a tiny run.
+Starts from small forms of recipes/configs/pocket, changes settings, the YAML file and options at random, and
+runs the command as far as its checks and its dry run go; where there is none, and now and then elsewhere, a tiny one.
 Writes benchmarks/results/fuzz.json: how runs ended, and every fault with what led to it.
 """
 
