@@ -70,7 +70,7 @@ JOBS: dict[str, tuple[dict[str, Any], tuple[type, ...]]] = {
     ),
     "poison": (
         PAIRS | {"trigger": "badnet", "trigger_settings": '{"patch_size": 0.125}', "poison_rate": 0.5}
-        | {"target_class": "grapes", "test_images_per_class": 1},
+        | {"target_class": "banana", "test_images_per_class": 1},
         (PoisonArguments,),
     ),
     "finetune": (MODEL | PAIRS | {"method": "ft"}, (FinetuneArguments,)),
@@ -102,11 +102,11 @@ def draw_case(seed: int, number: int) -> Case:
     settings, kinds = JOBS[command]
     settings = dict(settings)
     names = [one.name for kind in kinds for one in fields(kind)]
-    for _ in range(rng.choice((0, 1, 1, 2, 4))):
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 4))):
         change_setting(rng, settings, names)
     text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
     options: list[str] = []
-    for _ in range(rng.choice((0, 0, 1, 2))):
+    for _ in range(rng.choice((0, 0, 0, 1, 2))):
         name, value = rng.choice(names), rng.choice(VALUES)
         options += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     fixed = [] if rng.random() < 0.05 else ["--output_dir", "out"]
@@ -133,12 +133,12 @@ def change_setting(rng: random.Random, settings: dict[str, Any], names: Sequence
 def change_text(rng: random.Random, text: str) -> bytes:
     """The file as it is, mostly; or with a character put in, left out, or cut off; or in another encoding."""
     what, place = rng.random(), rng.randrange(len(text) + 1)
-    if what < 0.75:
-        return text.encode()
     if what < 0.85:
+        return text.encode()
+    if what < 0.91:
         return (text[:place] + rng.choice("\t:{}[]#&*!|>'\"%@`-\n\0") + text[place:]).encode()
-    if what < 0.95:
-        return (text[:place] + text[place + rng.randrange(1, 9) :] if what < 0.92 else text[:place]).encode()
+    if what < 0.97:
+        return (text[:place] + text[place + rng.randrange(1, 9) :] if what < 0.95 else text[:place]).encode()
     return text.encode(rng.choice(("utf-16", "utf-8-sig", "utf-32"))) + bytes(rng.choices(range(256), k=3))
 
 

@@ -108,8 +108,8 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+    except Exception as error:  # transformers raises many kinds where it does not like a setting
+        raise InputError(" ".join((str(error) or repr(error)).split())) from error
 
 
 def _set_defaults(

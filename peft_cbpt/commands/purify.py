@@ -28,7 +28,7 @@ PAGE = HelpPage(
         "class_names_file",
         "num_shots",
     )
-    + ("attacks", "seed", "resume_from_checkpoint", "dry_run"),
+    + ("attacks", "resume_from_checkpoint", "dry_run"),
     hidden={name for names in WITHOUT_EFFECT.values() for name in names},
 )
 
