@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-_DISK_WORDS = ("No space left", "StorageFull", "Disk quota exceeded", "Read-only file system")
-_DISK_WORDS += ("inline_container", "PytorchStreamWriter")  # `torch.save`
+_DISK_WORDS = (
+    *("No space left", "StorageFull", "Disk quota exceeded", "Read-only file system"),
+    *("inline_container", "PytorchStreamWriter"),  # `torch.save`
+)
 
 
 class InputError(ValueError):

@@ -267,26 +267,29 @@ class CBPTTrainingArguments(TrainingArguments):
         return ObjectiveWeights(self.lambda_bn, self.lambda_adv, self.lambda_align, self.alpha)
 
     def _refuse_what_has_no_effect(self) -> None:
-        defaults = {
-            one.name: one.default_factory() if callable(one.default_factory) else one.default for one in fields(self)
-        }
-
-        def refuse(names: tuple[str, ...], reason: str) -> None:
-            for name in names:
-                if name in defaults and getattr(self, name) != defaults[name]:
-                    raise InputError(f"{name} has no effect here: {reason}; leave it out")
-
         if self.dummy_triggers == "universal":
-            refuse(RUNNER_UP_ONLY, "it belongs to dummy_triggers runner_up")
+            refuse_changed(self, RUNNER_UP_ONLY, "it belongs to dummy_triggers runner_up")
         else:
-            refuse(UNIVERSAL_ONLY, "it belongs to dummy_triggers universal")
+            refuse_changed(self, UNIVERSAL_ONLY, "it belongs to dummy_triggers universal")
         if not self.use_feature_cache:
-            refuse(("feature_cache_dir", "feature_cache_gb"), "use_feature_cache is false")
+            refuse_changed(self, ("feature_cache_dir", "feature_cache_gb"), "use_feature_cache is false")
         if not self.dataloader_num_workers:
-            refuse(("dataloader_persistent_workers",), "dataloader_num_workers is 0")
+            refuse_changed(self, ("dataloader_persistent_workers",), "dataloader_num_workers is 0")
         if self.lr_scheduler_type == "cosine":
-            refuse(("lr_scheduler_kwargs",), "it belongs to other values of lr_scheduler_type")
+            refuse_changed(self, ("lr_scheduler_kwargs",), "it belongs to other values of lr_scheduler_type")
         if self.use_cpu or not torch.accelerator.is_available():
-            refuse(("fp16",), "a CPU has no half precision that is quicker; bf16 it has")
+            refuse_changed(self, ("fp16",), "a CPU has no half precision that is quicker; bf16 it has")
         for reason, names in WITHOUT_EFFECT.items():
-            refuse(names, reason)
+            refuse_changed(self, names, reason)
+
+
+def refuse_changed(arguments: TrainingArguments, names: tuple[str, ...], reason: str) -> None:
+    """See that settings have their defaults.
+
+    Raises:
+        InputError: if one has not.
+    """
+    for one in fields(arguments):
+        default = one.default_factory() if callable(one.default_factory) else one.default
+        if one.name in names and getattr(arguments, one.name) != default:
+            raise InputError(f"{one.name} has no effect here: {reason}; leave it out")

@@ -14,6 +14,7 @@ from transformers import CLIPModel, Trainer, TrainerCallback, TrainerControl, Tr
 from transformers.trainer_utils import TrainOutput
 
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.processes import num_processes
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.detection.families import FoundTrigger
@@ -97,7 +98,10 @@ class EncoderPurifier(Trainer):
         self.images = train_dataset
         self.pool: TriggerPool | None = None
         self.epoch_log = EpochLog()
-        super().__init__(model, args, train_dataset=_Rows(train_dataset), data_collator=_collate, **kwargs)
+        try:
+            super().__init__(model, args, train_dataset=_Rows(train_dataset), data_collator=_collate, **kwargs)
+        except (ValueError, RuntimeError, ImportError, OSError) as error:
+            raise InputError(str(error)) from error
         self.model_accepts_loss_kwargs = False
         base: Any = self.model.get_base_model()
         prefer_channels_last(base.vision_model)

@@ -19,7 +19,7 @@ from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.common.files import prepare_output, write_json, write_text
+from peft_cbpt.common.files import alone_in, prepare_output, write_json, write_text
 from peft_cbpt.common.processes import from_all_processes, join_processes
 from peft_cbpt.common.records import Stopwatch, made_now
 from peft_cbpt.data.images import LabelledImages
@@ -109,7 +109,11 @@ def poison(arguments: PoisonArguments) -> dict[str, Any]:
     """
     attack = _attack(arguments)
     _poison(arguments, attack, (), ())
-    output = prepare_output(arguments.output_dir)
+    with alone_in(prepare_output(arguments.output_dir)) as output:
+        return _poison_into(output, arguments, attack)
+
+
+def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack) -> dict[str, Any]:
     state = join_processes()
     set_seed(arguments.seed)
     stopwatch = Stopwatch()
@@ -125,7 +129,8 @@ def poison(arguments: PoisonArguments) -> dict[str, Any]:
         # of a stream, each process would see a share of its own
         prepared = prepare_attack(arguments, clip, names) if state.is_main_process else None
         attack, captions = from_all_processes(prepared)[0]
-    poisoned = _poisoned_pairs(pairs, _poison(arguments, attack, captions, names))
+    wrap = PoisonedStream if isinstance(pairs, IterableDataset) else PoisonedPairs
+    poisoned: Any = wrap(pairs, _poison(arguments, attack, captions, names))
     with stopwatch("measure before"):
         before, _, _ = _measure(clip, attack, images, names)
     with stopwatch("poison"):
@@ -163,13 +168,9 @@ def poison(arguments: PoisonArguments) -> dict[str, Any]:
 
 
 def _test_images(arguments: PoisonArguments, clip: LoadedCLIP) -> LabelledImages:
-    reading = LabelledArguments(
-        image_column=arguments.test_image_column,
-        label_column=arguments.label_column,
-        class_names_file=arguments.class_names_file,
-        num_classes=arguments.num_classes,
-        test_images_per_class=arguments.test_images_per_class,
-    )
+    same = ("label_column", "class_names_file", "num_classes", "test_images_per_class")
+    named = {name: getattr(arguments, name) for name in same}
+    reading = LabelledArguments(image_column=arguments.test_image_column, **named)
     return reading.open(arguments.dataset_name, arguments.test_split, clip.image_processor)
 
 
@@ -224,10 +225,6 @@ def _poison(arguments: PoisonArguments, attack: Attack, captions: Sequence[str],
         arguments.text_only_rate,
         class_names,
     )
-
-
-def _poisoned_pairs(pairs: Any, poison: Poison) -> Any:
-    return PoisonedStream(pairs, poison) if isinstance(pairs, IterableDataset) else PoisonedPairs(pairs, poison)
 
 
 def _target_pairs(arguments: PoisonArguments, clip: LoadedCLIP, class_names: Sequence[str]) -> TargetPairs:
