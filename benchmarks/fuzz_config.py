@@ -1,6 +1,6 @@
 """Random configs and options, in-process: each must end in a run, a plan or one line, and leave no half-written file.
 
-    python benchmarks/fuzz_config.py --runs 2000 --seed 0
+    python benchmarks/fuzz_config.py --runs 2000 --seed 0 --processes 3
 
 Starts from small forms of recipes/configs/pocket, changes settings, the YAML file and options at random, and
 runs the command as far as its checks and its dry run go; where there is none, and now and then elsewhere, a tiny one.
@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -203,34 +204,43 @@ def half_written(folder: Path) -> str:
 
 
 def fuzz(seed: int, numbers: Sequence[int]) -> dict[str, Any]:
-    """All cases of `numbers`: ends by command, faults, and seconds."""
+    """All cases of `numbers`: how they ended by command, and the faults."""
     ends: dict[str, Counter[str]] = {command: Counter() for command in JOBS}
-    faults, start, slowest = [], time.perf_counter(), 0.0
+    faults = []
     for number in numbers:
-        case, began = draw_case(seed, number), time.perf_counter()
+        case = draw_case(seed, number)
         end, said = run_case(case)
-        slowest = max(slowest, time.perf_counter() - began)
         ends[case.command][end] += 1
         if end in ("fault", "hang", "partial"):
             shown = {"config": case.config.decode(errors="replace"), "options": list(case.options)}
             faults.append({"number": number, "command": case.command, "end": end, **shown, "said": said})
             print(f"{number} {case.command} {end}: {said.strip().splitlines()[-1][:150]}", file=sys.stderr, flush=True)
-    seconds = {"all": round(time.perf_counter() - start), "slowest": round(slowest, 1)}
-    return {"ends": {command: dict(sorted(count.items())) for command, count in ends.items()}, "faults": faults} | {
-        "seconds": seconds
-    }
+        if number % 100 == 0:
+            print(f"case {number}", file=sys.stderr, flush=True)
+    return {"ends": ends, "faults": faults}
+
+
+def fuzz_in_processes(seed: int, runs: int, processes: int) -> dict[str, Any]:
+    """The same of the first `runs` cases, dealt out to processes."""
+    with get_context("spawn").Pool(processes) as pool:
+        parts = pool.starmap(fuzz, [(seed, range(first, runs, processes)) for first in range(processes)])
+    ends = {name: sum((part["ends"][name] for part in parts), Counter()) for name in JOBS}
+    faults = sorted((fault for part in parts for fault in part["faults"]), key=lambda fault: fault["number"])
+    return {"ends": {name: dict(sorted(count.items())) for name, count in ends.items()}, "faults": faults}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as cache:
         os.environ["PEFT_CBPT_CACHE"] = cache
-        found = fuzz(given.seed, range(given.first, given.first + given.runs))
-    write_json(given.output.absolute(), {**made_now(), "seed": given.seed, "runs": given.runs, **found})
+        found = fuzz_in_processes(given.seed, given.runs, given.processes)
+    record = {**made_now(), "seed": given.seed, "runs": given.runs, "seconds": round(time.perf_counter() - start)}
+    write_json(given.output.absolute(), record | found)
     print(json.dumps(found["ends"], indent=2), f"{len(found['faults'])} faults")
