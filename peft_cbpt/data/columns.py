@@ -15,6 +15,8 @@ OTHER_NAMES = {
     "label": ("cls", "class", "class_name"),
     "caption": ("text", "txt"),
 }
+_TRIED = 100
+"""Paths, of which some may be missing, that say where the others are."""
 ENCODED = datasets.Image(decode=False)
 
 Rows: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
@@ -50,7 +52,8 @@ def with_images(rows: Rows, wanted: str, name: str, split: str = "") -> tuple[Ro
         return rows.cast_column(column, ENCODED), column
     if isinstance(feature, datasets.Value) and "string" in feature.dtype:
         return _with_files(rows, column, name, split), column
-    if feature is None or "bytes" in feature or getattr(feature, "dtype", "") in ("binary", "large_binary"):
+    is_struct = isinstance(feature, dict) and "bytes" in feature
+    if feature is None or is_struct or getattr(feature, "dtype", "") in ("binary", "large_binary"):
         return rows, column
     raise InputError(f"column {column!r} of {name} is no Image nor paths of images: name the one that is")
 
@@ -61,11 +64,11 @@ def _with_files(rows: Any, column: str, name: str, split: str) -> datasets.Datas
     root = Path(name).expanduser()
     root = root.parent if root.is_file() else root
     paths = [path or "" for path in rows[column]]
-    first = next(filter(None, paths), "")
+    first = list(filter(None, paths))[:_TRIED]
     places = (root / split, root, root.parent, Path())
-    if (place := next((place for place in places if (place / first).is_file()), None)) is None:
+    if (place := next((one for one in places if any((one / path).is_file() for path in first)), None)) is None:
         raise InputError(
-            f"column {column!r} of {name} holds {first!r}, and there is no such file below {root} nor the current "
+            f"column {column!r} of {name} holds {(first or [''])[0]!r}, and there is no such file below {root} nor the current "
             "folder: give paths relative to one of them, or images"
         )
     files = [place / path if path else None for path in paths]

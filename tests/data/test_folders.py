@@ -144,6 +144,10 @@ def no_such_paths(root):
     write_parquet(root / "0.parquet", {"path": ["nowhere/a.jpg"] * 2, "label": ["cat", "dog"]})
 
 
+def numbers_for_images(root):
+    write_parquet(root / "0.parquet", {"image": [1, 2], "label": ["cat", "dog"]})
+
+
 def other_formats_only(root):
     write(root, "train/dog/1.jpg")
     spoil(root, "train/cat/1.heic", "train/cat/2.heic")
@@ -161,6 +165,7 @@ def loose(root):
 FAULTS = {
     other_sidecars: "no column 'label'",
     no_such_paths: "holds 'nowhere/a.jpg', and there is no such file",
+    numbers_for_images: "is no Image nor paths of images",
     other_formats_only: r"empty of images.*2 .heic.*add images or remove it",
     one_name_twice: "'other' is there more than once",
     loose: r"no class folders but 2 files \(1 .jpg: 1.jpg, 1 .txt",
