@@ -68,7 +68,7 @@ def _with_files(rows: Any, column: str, name: str, split: str) -> datasets.Datas
     places = (root / split, root, root.parent, Path())
     if (place := next((one for one in places if any((one / path).is_file() for path in first)), None)) is None:
         raise InputError(
-            f"column {column!r} of {name} holds {(first or [''])[0]!r}, and there is no such file below {root} nor the "
+            f"column {column!r} of {name} holds {(first or [''])[0]!r}, and no such file is below {root} nor the "
             "current folder: give paths relative to one of them, or images"
         )
     files = [place / path if path else None for path in paths]

@@ -164,7 +164,7 @@ def loose(root):
 
 FAULTS = {
     other_sidecars: "no column 'label'",
-    no_such_paths: "holds 'nowhere/a.jpg', and there is no such file",
+    no_such_paths: "holds 'nowhere/a.jpg', and no such file",
     numbers_for_images: "is no Image nor paths of images",
     other_formats_only: r"empty of images.*2 .heic.*add images or remove it",
     one_name_twice: "'other' is there more than once",
