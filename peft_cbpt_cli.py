@@ -39,7 +39,7 @@ HELP = "\n".join(
         "  peft-cbpt purify --model_name_or_path pocket:badnet --dataset_name pocket:base --attacks pocket:badnet \\",
         "      --num_classes 60 --output_dir out",
         "",
-        "exit codes: 0 done, 1 the Hub failed or a bug, 2 bad input, 130 interrupted (docs/cli.md)",
+        "exit codes: 0 done, 1 the Hub failed or a bug, 2 bad input, 4 the machine failed, 130 interrupted",
         "            scan: 0 clean, 1 backdoored, 3 unsure",
     )
 )
@@ -53,9 +53,9 @@ def version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 1 when the Hub fails, 2 for bad input, 130 when interrupted.
+    """Run a command and return the exit code: 0, 1 when the Hub fails, 2 for bad input, 4 for a full disk.
 
-    `scan` returns 1 for a backdoor and 3 where it is unsure.
+    An interrupted one returns 130; `scan` returns 1 for a backdoor and 3 where it is unsure.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words else ""

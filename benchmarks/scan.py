@@ -30,7 +30,7 @@ from peft_cbpt.commands.parsing import parse, run_command
 from peft_cbpt.common.files import prepare_output, write_json
 from peft_cbpt.common.records import made_now
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.data.pixels_of import load_pixels_of
+from peft_cbpt.data.unlabelled import UnlabelledImages
 from peft_cbpt.detection.decoys import decoy_names
 from peft_cbpt.detection.families import FoundTrigger
 from peft_cbpt.detection.ladder import CLIMBS, Search, search_ladder, sized
@@ -83,7 +83,8 @@ def half_of(name: str) -> str:
 def store_searches(file: Path, model: str, arguments: ScanBenchmarkArguments) -> None:
     """Search a model and keep all that readings need, as fp16."""
     clip = open_clip(model)
-    pixels = load_pixels_of(arguments.images, arguments.num_images, arguments.seed, clip.image_processor)
+    images = UnlabelledImages(arguments.images, clip.image_processor, arguments.num_images, seed=arguments.seed)
+    pixels = images.pixels()
     encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
     names, words = class_names(), decoy_names(clip.tokenizer)
     kept: dict[str, Tensor] = {

@@ -60,7 +60,7 @@ def pocket(quick: bool) -> dict:
 
         trainer.compute_loss = noted
         begin = time.perf_counter()
-        with timed(RunnerUpTriggers, "_invert_missing", seconds), timed(trainer, "_encode_classes", seconds):
+        with timed(RunnerUpTriggers, "_invert_missing", seconds), timed(trainer, "encode_classes", seconds):
             trainer.train()
         ours = time.perf_counter() - begin
         epochs_logged = [entry for entry in trainer.state.log_history if "cache_hit_rate" in entry]
@@ -96,7 +96,7 @@ def pocket(quick: bool) -> dict:
             "ours": figures(model.encode_class_prompts()),
             "straightforward": figures(straightforward.encode_text(plain, learner)),
         }
-    stages = {"inversion": seconds["_invert_missing"], "text tower forward": seconds["_encode_classes"]}
+    stages = {"inversion": seconds["_invert_missing"], "text tower forward": seconds["encode_classes"]}
     return {
         "classes": num_classes,
         "images": len(labels),

@@ -15,8 +15,6 @@ from typing import Any
 from accelerate import PartialState
 from huggingface_hub import CommitInfo
 from peft import PeftModel, get_peft_model
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import SaveStrategy
 
@@ -25,11 +23,12 @@ from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.common.files import prepare_output, write_json
+from peft_cbpt.common.files import alone_in, prepare_output, removed_afterwards, save_tensors, write_json
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.data.shots import Images, ShotArguments, ShotsAndTest, name_of_images, shots_and_test
 from peft_cbpt.evaluation.classifiers import adapter_features, check_room
 from peft_cbpt.evaluation.measure import EncodedImages, encode_images, measure
+from peft_cbpt.features.plan import Plan
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, SCHEMA_VERSION, TRIGGERS_FILE
 from peft_cbpt.hub.card import write_card
 from peft_cbpt.hub.push import name_of_base, plan_push
@@ -38,6 +37,8 @@ from peft_cbpt.pocket.model import open_clip
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import STAGING_FOLDER, CBPTTrainer
 from peft_cbpt.training.checkpoints import find_checkpoint
+from peft_cbpt.training.dummy_triggers import suspects_of
+from peft_cbpt.training.plan import plan_tuning
 from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
@@ -110,8 +111,9 @@ def purify(
     output_dir: str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: CLIPImageProcessorPil | None = None,
+    dry_run: bool = False,
     **options: Any,
-) -> Purified:
+) -> Purified | Plan:
     """Purify a CLIP with a few clean images; all processes of a run call.
 
     Args:
@@ -123,18 +125,22 @@ def purify(
         output_dir: Where adapter, `results.json`, card, picture and checkpoints are written; nowhere by default.
         tokenizer: Of a loaded model, where it is not found under the model's name.
         image_processor: Likewise.
+        dry_run: Open and check everything, tell what the run will cost, and stop; nothing is written.
         **options: The fields of `PurifyArguments`.
 
     Raises:
         InputError: if something given cannot be used; nothing has been written then.
     """
     arguments: PurifyArguments = PurifyArguments.of(options)
-    with TemporaryDirectory() if output_dir is None else nullcontext(str(output_dir)) as folder:
+    with (
+        TemporaryDirectory() if output_dir is None else nullcontext(str(output_dir)) as folder,
+        alone_in(prepare_output(folder)) as output,
+    ):
         training = copy.copy(training or CBPTTrainingArguments(output_dir=folder))
         training.output_dir = folder
         if output_dir is None:
             training.save_strategy = SaveStrategy.NO
-        output, stopwatch = prepare_output(folder), Stopwatch()
+        stopwatch = Stopwatch()
         set_seed(training.seed)
         with stopwatch("load"):
             clip = open_clip(model, tokenizer, image_processor)
@@ -142,6 +148,8 @@ def purify(
             base = name_of_base(name, arguments.base_model_id)
             push = plan_push(training, base)
             job = _load(clip, images, test_images, attacks, arguments, training, output)
+        if dry_run:
+            return plan_tuning(job.trainer, len(job.data.test), len(job.attacks))
         with stopwatch("measure before"):
             measured = _measure_before(job)
         with stopwatch("purify"):
@@ -243,7 +251,6 @@ def _record(job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
     """What results.json says of the job and its training; for the rest see docs/results-schema.md."""
     training: Any = job.trainer.args
     settings = {name: str(value) if value == math.inf else value for name, value in training.used().items()}
-    suspects, _ = _suspicion(job)
     return {
         "schema_version": SCHEMA_VERSION,
         **made_now(),
@@ -252,25 +259,12 @@ def _record(job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
         "class_names": job.data.class_names,
         "attacks": {name: attack.as_dict() for name, attack in job.attacks.items()},
         "shots": list(job.data.shots.dataset["sample_id"]),
-        "suspects": suspects,
+        "suspects": suspects_of(job.trainer.dummy_triggers, job.data.class_names),
         "epochs": [entry for entry in job.trainer.state.log_history if "loss_bn" in entry],
         "peak_memory_bytes": peak_memory_bytes(training.device),
         "settings": json.loads(json.dumps({**given, **settings}, default=str)),
         "seed": training.seed,
     }
-
-
-def _suspicion(job: Job) -> tuple[list[dict[str, Any]] | None, dict[tuple[int, int], Tensor]]:
-    """The classes that the model seemed backdoored towards, and the universal triggers made against them."""
-    dummies = job.trainer.dummy_triggers
-    if dummies is None or dummies.suspicion is None:
-        return None, {}
-    names = job.data.class_names
-    suspects = [
-        {"class": names[one.label], "evidence": one.evidence, "score": round(one.score, 2)}
-        for one in dummies.suspicion.suspects
-    ]
-    return suspects, dict(dummies.triggers)
 
 
 def _save(job: Job, measured: Measured, results: dict[str, Any], base: str, output: Path) -> None:
@@ -280,19 +274,16 @@ def _save(job: Job, measured: Measured, results: dict[str, Any], base: str, outp
     for stale in (RESULTS_FILE, PICTURE_FILE, TRIGGERS_FILE):
         (output / stale).unlink(missing_ok=True)
     staging = output / STAGING_FOLDER
-    shutil.rmtree(staging, ignore_errors=True)
-    with _unnamed(job):
+    with removed_afterwards(staging), _unnamed(job):
         job.model.save_pretrained(str(staging))
-    config = CBPTConfig.from_pretrained(staging)
-    config.base_model_name_or_path = base or None
-    config.save_pretrained(str(staging))
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        os.replace(staging / name, output / name)
-    shutil.rmtree(staging)
-    _, triggers = _suspicion(job)
-    if triggers:
-        named = {f"{label}/{budget}": delta.cpu().contiguous() for (label, budget), delta in triggers.items()}
-        save_file(named, output / TRIGGERS_FILE)
+        config = CBPTConfig.from_pretrained(staging)
+        config.base_model_name_or_path = base or None
+        config.save_pretrained(str(staging))
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            os.replace(staging / name, output / name)
+    if (dummies := job.trainer.dummy_triggers) is not None and dummies.triggers:
+        named = {f"{label}/{budget}": delta.cpu().contiguous() for (label, budget), delta in dummies.triggers.items()}
+        save_tensors(output / TRIGGERS_FILE, named)
     write_json(output / RESULTS_FILE, results)
     images = job.data.test.without(measured.encoded.skipped)
     features = (adapter_features(job.model, job.clip, adapter=False), adapter_features(job.model, job.clip))

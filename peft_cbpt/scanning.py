@@ -15,15 +15,16 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json, write_text
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.data.pixels_of import AnyImages, load_pixels_of
+from peft_cbpt.data.unlabelled import AnyImages, UnlabelledImages
 from peft_cbpt.detection.decoys import decoy_names, decoy_words
-from peft_cbpt.detection.ladder import JUDGED_IMAGES, Search, search_ladder
+from peft_cbpt.detection.ladder import JUDGED_IMAGES, SEARCH_IMAGES, Search, ladder_passes, search_ladder
 from peft_cbpt.detection.reading import Reading, Vocabulary, clean_scale, read_all
 from peft_cbpt.detection.record import finding_record, key_record, scan_settings, search_record
 from peft_cbpt.detection.suspects import Suspicion
 from peft_cbpt.detection.text_keys import KeyReading, read_after_words
 from peft_cbpt.detection.verdict import DOUBT, Answer, Finding, Weighed, suspicion_from, weigh
 from peft_cbpt.evaluation.measure import text_features
+from peft_cbpt.features.plan import Passes, Plan, make_plan
 from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import open_clip
 from peft_cbpt.reports.scan_page import FoundPicture, render_scan_page
@@ -89,7 +90,8 @@ def scan(
     template: str = PLAIN_TEMPLATE,
     seed: int = 0,
     output_dir: str | None = None,
-) -> Verdict:
+    dry_run: bool = False,
+) -> Verdict | Plan:
     """Look for a backdoor, with a few clean images; neither labels nor class names are needed.
 
     Args:
@@ -104,6 +106,7 @@ def scan(
         template: Prompt of names and words, with `{}`.
         seed: Of the choice of images and of all searches.
         output_dir: Where `scan.json`, the triggers as pictures and `scan.html` are written, if anywhere.
+        dry_run: Open and check everything, tell what the scan will cost, and stop; nothing is written.
 
     Raises:
         InputError: if the model or the images cannot be had.
@@ -111,13 +114,24 @@ def scan(
     names = list(class_names or [])
     if len(set(names)) < len(names):
         raise InputError("a class name is given twice: leave one of them out")
-    output = prepare_output(output_dir) if output_dir else None
+    output = prepare_output(output_dir) if output_dir and not dry_run else None
     stopwatch = Stopwatch()
     with stopwatch("load"):
         clip = open_clip(model, tokenizer, image_processor)
-        pixels = load_pixels_of(images, num_images, seed, clip.image_processor, split, image_column, names or None).to(
-            clip.model.device
+        few = UnlabelledImages(
+            images,
+            clip.image_processor,
+            num_images,
+            split=split,
+            image_column=image_column,
+            class_names=names or None,
+            seed=seed,
         )
+        if len(few) < 2:
+            raise InputError(f"a scan needs at least 2 images that can be read, it has {len(few)}: give some more")
+        pixels = few.pixels().to(clip.model.device)
+    if dry_run:
+        return _plan(clip, pixels)
     with stopwatch("search"):
         searched = search_model(clip, pixels, template, seed)
     with stopwatch("read"):
@@ -138,6 +152,14 @@ def scan(
         ]
         write_text(output / PAGE_FILE, render_scan_page(results, pictures, output))
     return replace(verdict, results=results)
+
+
+def _plan(clip: LoadedCLIP, pixels: Tensor) -> Plan:
+    """A search, and one again away from what was found."""
+    passes = ladder_passes(len(pixels))
+    encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
+    at_once = pixels[: min(SEARCH_IMAGES, len(pixels) // 2)]
+    return make_plan({"images": len(pixels)}, Passes(len(pixels)) + passes + passes, encode, at_once)
 
 
 @dataclass(frozen=True)

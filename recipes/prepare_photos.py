@@ -14,7 +14,8 @@ from typing import Any
 import datasets
 from transformers import HfArgumentParser
 
-from peft_cbpt.data.sources import Rows, keep_encoded, open_source
+from peft_cbpt.data.columns import Rows, with_images
+from peft_cbpt.data.sources import open_source
 from peft_cbpt.photos.captions import caption
 from peft_cbpt.photos.classes import names_by_wnid
 from peft_cbpt.photos.parts import PARTS, part_of
@@ -34,7 +35,8 @@ def named_rows(name: str, split: str) -> datasets.Dataset:
 
     Classes are known by their names or, as on the Hub, by their wnids.
     """
-    rows: Any = keep_encoded(open_source(name, split), "image", name)
+    rows: Any
+    rows, _ = with_images(open_source(name, split), "image", name, split)
     known, order = names_by_wnid(), list(names_by_wnid().values())
     labels = [order.index(known.get(theirs, theirs)) for theirs in rows.features["label"].names]
     written = [labels[label] for label in rows["label"]]

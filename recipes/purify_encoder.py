@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peft_cbpt.clip.loading import load_clip
-from peft_cbpt.commands.parsing import parse, run_command
+from peft_cbpt.commands.parsing import DRY_RUN, going_on, parse, run_command
+from peft_cbpt.commands.printing import print_skipped
 from peft_cbpt.common.processes import join_processes
 from peft_cbpt.data.unlabelled import UnlabelledImages
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
-from peft_cbpt.training.encoder_trainer import purify_encoder
+from peft_cbpt.training.encoder_trainer import EncoderPurifier, purify_encoder
+from peft_cbpt.training.plan import plan_encoder
 
 
 @dataclass
@@ -27,6 +29,7 @@ class ModelAndImages:
     images: str = field(default="pocket:base", metadata={"help": "Clean images: a folder, a dataset or a Hub id."})
     split: str = field(default="train", metadata={"help": "Of a dataset that has splits."})
     num_images: int | None = field(default=None, metadata={"help": "Use so many images, drawn at random."})
+    dry_run: bool = field(default=False, metadata={"help": DRY_RUN})
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,10 +37,15 @@ def main(argv: Sequence[str]) -> None:
     chosen, arguments = parse([ModelAndImages, EncoderPurifierArguments], argv, __doc__ or "")
     state = join_processes()
     clip = load_clip(resolve_model(chosen.model_name_or_path))
-    images = UnlabelledImages(chosen.images, clip.image_processor, chosen.split, chosen.num_images)
-    purified = purify_encoder(clip.model, images, arguments, clip.normalize)
+    images = UnlabelledImages(chosen.images, clip.image_processor, chosen.num_images, split=chosen.split)
+    if chosen.dry_run:
+        print(plan_encoder(EncoderPurifier(clip.model, arguments, images, clip.normalize)))
+        return
+    with going_on("to go on from the last checkpoint, run again with --resume_from_checkpoint true"):
+        purified = purify_encoder(clip.model, images, arguments, clip.normalize)
     if state.is_main_process:
         purified.save_pretrained(arguments.output_dir)
+        print_skipped("images", [one.as_dict() for one in images.skipped])
         print(arguments.output_dir)
 
 

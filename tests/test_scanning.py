@@ -8,7 +8,7 @@ import pytest
 import peft_cbpt.scanning as scanning
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.scan import scan as scan_command
-from peft_cbpt.data.pixels_of import load_pixels_of
+from peft_cbpt.data.unlabelled import UnlabelledImages
 from peft_cbpt.detection.ladder import CLIMBS
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import open_clip
@@ -30,7 +30,7 @@ def some_searches(monkeypatch):
 @cache
 def searched(name):
     clip = open_clip(name)
-    pixels = load_pixels_of("pocket:base", 72, 0, clip.image_processor, class_names=KNOWN.get(name))
+    pixels = UnlabelledImages("pocket:base", clip.image_processor, 72, class_names=KNOWN.get(name)).pixels()
     return clip, scanning.search_model(clip, pixels)
 
 

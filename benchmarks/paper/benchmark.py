@@ -16,9 +16,9 @@ from benchmarks.paper.zoo import poison_settings
 from peft_cbpt import __version__
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.common.files import prepare_output, write_text
+from peft_cbpt.common.files import prepare_output, write_bytes, write_text
 from peft_cbpt.reports.report import draw_report
-from peft_cbpt.reports.style import png_bytes, write_bytes
+from peft_cbpt.reports.style import png_bytes
 
 TARGET_CLASS = "banana"
 CONFIGS = "benchmarks/experiments"

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from peft_cbpt.attacks import apply_trigger
 from peft_cbpt.attacks.attack_file import Attack
-from peft_cbpt.reports.style import new_figure, png_bytes, write_bytes
+from peft_cbpt.common.files import write_bytes
+from peft_cbpt.reports.style import new_figure, png_bytes
 
 
 def draw_contact_sheet(file: Path, attacks: Mapping[str, Attack], pixels: Tensor, sample_ids: list[str]) -> None:

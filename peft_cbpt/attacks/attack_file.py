@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from peft_cbpt.attacks.trigger import Trigger, trigger_from_config, trigger_to_config
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.files import read_text
+from peft_cbpt.data.labels import label_key
 from peft_cbpt.pocket.model import resolve_model
 
 ATTACK_FILE = "attack.json"
@@ -48,7 +50,7 @@ def read_attack(source: "str | Attack") -> Attack:
     path = Path(resolve_model(source)).expanduser()
     path = path / ATTACK_FILE if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         return Attack(trigger_from_config(content["trigger"]), content["target_class"])
     except InputError:
         raise
@@ -61,14 +63,16 @@ def read_attack(source: "str | Attack") -> Attack:
 def read_attacks(sources: Sequence[str | Attack], class_names: Sequence[str]) -> dict[str, Attack]:
     """Read attacks under names that are unique; their targets must be among `class_names`."""
     attacks: dict[str, Attack] = {}
+    known = {label_key(name): name for name in class_names}
     for source in sources:
         attack = read_attack(source)
-        if attack.target_class not in class_names:
+        if (target := known.get(label_key(attack.target_class))) is None:
             raise InputError(
                 f"the target class {attack.target_class!r} of the attack {attack.name} is not among the "
                 f"{len(class_names)} classes of the dataset: choose class_names with it"
             )
         name = attack.name
+        attack = replace(attack, target_class=target)
         while name in attacks:
             name += "'"
         attacks[name] = attack

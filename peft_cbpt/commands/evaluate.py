@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 
 from peft_cbpt.commands.help_page import HelpPage
-from peft_cbpt.commands.parsing import parse
+from peft_cbpt.commands.parsing import going_on, parse
 from peft_cbpt.commands.printing import print_columns, print_skipped
 from peft_cbpt.evaluation.classifiers import TEMPLATE
 from peft_cbpt.evaluation.evaluate import CLEAN, EVALUATION_FILE, EvaluationArguments
@@ -44,14 +44,15 @@ class EvaluateArguments:
 def evaluate(argv: Sequence[str]) -> None:
     """Run the evaluation; see `recipes/evaluate_classifiers.py`."""
     given, arguments = parse([EvaluateArguments, EvaluationArguments], argv, __doc__ or "", PAGE)
-    results = run_evaluation(
-        given.model_name_or_path,
-        given.datasets,
-        given.attacks,
-        classifiers=given.classifiers,
-        output_dir=given.output_dir,
-        **vars(arguments),
-    )
+    with going_on("the cells that are finished are kept: run the same again to go on"):
+        results = run_evaluation(
+            given.model_name_or_path,
+            given.datasets,
+            given.attacks,
+            classifiers=given.classifiers,
+            output_dir=given.output_dir,
+            **vars(arguments),
+        )
     if PartialState().is_main_process:
         _print(results, Path(given.output_dir).expanduser())
 

@@ -14,11 +14,13 @@ import yaml
 from transformers import HfArgumentParser
 
 from peft_cbpt.commands.help_page import HelpFormatter, HelpPage
-from peft_cbpt.common.errors import HubError, InputError, did_you_mean
+from peft_cbpt.common.errors import HubError, InputError, did_you_mean, machine_fault
+from peft_cbpt.common.files import read_text
 from peft_cbpt.common.processes import leave_processes
 from peft_cbpt.common.progress import stages_instead_of_bars
 
-INTERRUPTED = 130
+INTERRUPTED, MACHINE_FAILED = 130, 4
+DRY_RUN = "Check everything, print what it will cost (images, passes, minutes, memory), and stop."
 Settings = TypeVar("Settings")
 
 
@@ -29,7 +31,7 @@ def read_yaml(file: str) -> dict[str, Any]:
         InputError: if the file cannot be read or is no mapping.
     """
     try:
-        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(read_text(Path(file)))
     except OSError as error:
         raise InputError(f"cannot read the config file {file}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -106,8 +108,8 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+    except Exception as error:  # transformers raises many kinds where it does not like a setting
+        raise InputError(" ".join((str(error) or repr(error)).split())) from error
 
 
 def _set_defaults(
@@ -164,6 +166,17 @@ def _raise_input_error(message: str) -> None:
     raise InputError(" ".join(message.split()))
 
 
+@contextmanager
+def going_on(how: str) -> Iterator[None]:
+    """Say how to go on where Ctrl-C or a full disk ends the block."""
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, KeyboardInterrupt) or machine_fault(error):
+            print(how, file=sys.stderr)
+        raise
+
+
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command; the first process prints an error of input or Hub as one line. Returns the exit code.
 
@@ -181,5 +194,10 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if (fault := machine_fault(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return MACHINE_FAILED
     leave_processes()
     return code or 0

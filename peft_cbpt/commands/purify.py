@@ -1,6 +1,5 @@
 """Purify a suspicious CLIP: measure it, tune class-wise prompts against dummy triggers, measure again."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 from accelerate import PartialState
 
 from peft_cbpt.commands.help_page import HelpPage
-from peft_cbpt.commands.parsing import parse
+from peft_cbpt.commands.parsing import DRY_RUN, going_on, parse
 from peft_cbpt.commands.printing import print_columns, print_skipped
+from peft_cbpt.features.plan import Plan
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.hub.evidence import figure_rows, suspected
 from peft_cbpt.purification import PurifyArguments
@@ -28,7 +28,7 @@ PAGE = HelpPage(
         "class_names_file",
         "num_shots",
     )
-    + ("attacks", "seed", "resume_from_checkpoint"),
+    + ("attacks", "resume_from_checkpoint", "dry_run"),
     hidden={name for names in WITHOUT_EFFECT.values() for name in names},
 )
 
@@ -44,13 +44,14 @@ class PurifiedArguments:
         default_factory=list,
         metadata={"help": "Attacks to measure: attack.json files, folders with one, or pocket:NAME."},
     )
+    dry_run: bool = field(default=False, metadata={"help": DRY_RUN})
 
 
 def purify(argv: Sequence[str]) -> None:
     """Run the main job; see `recipes/purify.py`."""
     kinds = [PurifiedArguments, PurifyArguments, CBPTTrainingArguments]
     given, arguments, training = parse(kinds, argv, __doc__ or "", PAGE)
-    try:
+    with going_on("to go on from the last whole epoch, run again with --resume_from_checkpoint true"):
         purified = run_purification(
             given.model_name_or_path,
             given.dataset_name,
@@ -58,11 +59,12 @@ def purify(argv: Sequence[str]) -> None:
             given.attacks,
             training=training,
             output_dir=training.output_dir,
+            dry_run=given.dry_run,
             **vars(arguments),
         )
-    except KeyboardInterrupt:
-        print("to go on from the last whole epoch, run again with --resume_from_checkpoint true", file=sys.stderr)
-        raise
+    if isinstance(purified, Plan):
+        print(purified)
+        return
     if PartialState().is_main_process:
         _print(purified.results, str(purified.output_dir))
         if purified.commit:

@@ -7,8 +7,9 @@ from typing import Any
 
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.commands.help_page import HelpPage
-from peft_cbpt.commands.parsing import parse
+from peft_cbpt.commands.parsing import DRY_RUN, parse
 from peft_cbpt.commands.printing import print_columns
+from peft_cbpt.features.plan import Plan
 from peft_cbpt.scanning import NUM_IMAGES, SCAN_FILE
 from peft_cbpt.scanning import scan as run_scan
 
@@ -32,6 +33,7 @@ class ScanArguments:
     image_column: str = field(default="image", metadata={"help": "Column of images."})
     template: str = field(default=PLAIN_TEMPLATE, metadata={"help": "Prompt of names and words."})
     seed: int = field(default=0, metadata={"help": "Seed of the choice of images and of all searches."})
+    dry_run: bool = field(default=False, metadata={"help": DRY_RUN})
 
 
 def scan(argv: Sequence[str]) -> int:
@@ -47,7 +49,11 @@ def scan(argv: Sequence[str]) -> int:
         template=arguments.template,
         seed=arguments.seed,
         output_dir=arguments.output_dir,
+        dry_run=arguments.dry_run,
     )
+    if isinstance(verdict, Plan):
+        print(verdict)
+        return 0
     _print(verdict.results, Path(arguments.output_dir).expanduser())
     return EXIT_CODES[verdict.verdict]
 

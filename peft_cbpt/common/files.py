@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import codecs
 import json
 import os
 import shutil
@@ -8,15 +9,66 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
 
 from peft_cbpt.common.errors import InputError
 
 
+def read_text(file: Path) -> str:
+    """A text in UTF-8, or in what Windows writes: with a mark at its start, UTF-16, or else Western European.
+
+    Raises:
+        OSError: if it cannot be read.
+        UnicodeDecodeError: if it is none of these.
+    """
+    content = file.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252")
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A temporary name for a file to be written under, which takes the file's place at the end, or vanishes."""
+    temporary = file.with_name(f".{file.name}.{uuid4().hex[:8]}.incomplete")
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def removed_afterwards(folder: Path) -> Iterator[None]:
+    """A folder that does not outlive the block, nor what an earlier one left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write bytes under a temporary name, then rename it."""
+    with written_whole(file) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a text under a temporary name, then rename it."""
-    temporary = file.with_name(f".{file.name}.incomplete")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    write_bytes(file, text.encode())
+
+
+def save_tensors(file: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file under a temporary name, then rename it."""
+    with written_whole(file) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -40,6 +92,31 @@ def prepare_output(folder: str) -> Path:
     except OSError as error:
         raise InputError(f"cannot write to the output folder {folder}: {error.strerror}; choose another") from error
     return path
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[Path]:
+    """The folder, while no other run of this machine is in it; removed in the end if nothing was written.
+
+    Processes of one run count as one.
+
+    Raises:
+        InputError: if another is.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield folder
+        return
+    file = folder / ".lock"
+    try:
+        with FileLock(file, timeout=0):
+            try:
+                yield folder
+            finally:
+                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    folder.rmdir()
+    except Timeout as error:
+        raise InputError(f"another run is writing to {folder}: wait for it, or name another output_dir") from error
 
 
 @contextmanager

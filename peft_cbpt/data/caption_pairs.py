@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -10,14 +9,14 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import CLIPImageProcessorPil
 
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.data.columns import Rows, find_column, with_images
 from peft_cbpt.data.decoding import UnreadableImage, model_pixels, read_image
 from peft_cbpt.data.skipping import SkipLog, Skipped
-from peft_cbpt.data.sources import Rows, find_column, keep_encoded, open_source, row_prefix
+from peft_cbpt.data.sources import open_source, row_prefix
 from peft_cbpt.data.streams import my_share, rows_in_order
 from peft_cbpt.pocket.dataset import PocketPairs
 
 NO_CAPTION = "it has no caption"
-_TABLES = (".csv", ".tsv")
 
 
 class CaptionPairs(Dataset):
@@ -126,12 +125,9 @@ def load_caption_pairs(
             raise InputError("the pocket world draws any number of pairs: say how many")
         return PocketPairs(limit, split)
     rows = open_source(name, split, streaming)
+    rows, image_column = with_images(rows, image_column, name, split)
     columns = rows.column_names or list(next(iter(rows)))
-    image_column = find_column(columns, image_column, name)
     caption_column = find_column(columns, caption_column, name)
-    if Path(name).suffix.lower() in _TABLES:
-        rows = _with_paths(rows, image_column, Path(name).expanduser().parent)
-    rows = keep_encoded(rows, image_column, name)
     for column, wanted in ((image_column, "image"), (caption_column, "caption")):
         if column != wanted:
             rows = rows.remove_columns(wanted) if wanted in columns else rows
@@ -139,15 +135,6 @@ def load_caption_pairs(
     if streaming:
         return CaptionStream(rows, row_prefix(name, split), image_processor, limit)
     return CaptionPairs(rows.select(range(min(limit or len(rows), len(rows)))), image_processor)
-
-
-def _with_paths(rows: datasets.Dataset, image_column: str, folder: Path) -> datasets.Dataset:
-    """The table with its column of paths as images, and the paths as `sample_id`."""
-    paths = [path or "" for path in rows[image_column]]
-    images = [{"path": str(folder / path) if path else None, "bytes": None} for path in paths]
-    rows = rows.remove_columns([image_column, *({"sample_id"} & set(rows.column_names))])
-    rows = rows.add_column(image_column, images, feature=datasets.Image(decode=False))
-    return rows.add_column("sample_id", paths)
 
 
 def _words(caption: Any) -> str:

@@ -1,5 +1,6 @@
 """Labelled images from wherever they are: the pocket world, the ImageNet family, any folder, file or Hub dataset."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,30 +10,25 @@ from torch.utils.data import Dataset
 from transformers import CLIPImageProcessorPil
 
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.data.columns import Rows, find_column, with_images, with_sample_ids
 from peft_cbpt.data.decoding import UnreadableImage, model_pixels, read_image
 from peft_cbpt.data.imagenet import HubCopy, find_variant
 from peft_cbpt.data.labels import (
     LabelSpace,
     kept_classes,
+    label_key,
     label_reader,
-    named_space,
     read_class_names,
     read_label,
     space_of_feature,
+    space_of_names,
 )
 from peft_cbpt.data.skipping import Skipped
-from peft_cbpt.data.sources import (
-    Rows,
-    find_column,
-    keep_encoded,
-    open_hub_copy,
-    open_source,
-    row_prefix,
-    with_sample_ids,
-)
+from peft_cbpt.data.sources import open_hub_copy, open_source, row_prefix
 from peft_cbpt.pocket.atlas import class_names as pocket_class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
 
+logger = logging.getLogger(__name__)
 GIVEN = "the dataset given"
 
 
@@ -85,6 +81,9 @@ def load_labelled_images(
     present = {space.class_names[label] for label in labels}
     if empty := sorted(set(kept) - present):
         raise InputError(f"class {empty[0]!r} has no images in split {split!r} of {name}: add some or leave it out")
+    if others := sorted(present - set(kept)):
+        shown = ", ".join(map(repr, others[:5])) + (" ..." if len(others) > 5 else "")
+        logger.warning("split %r of %s: left out %d classes that are not kept: %s", split, name, len(others), shown)
     rows = rows.select_columns([source.image_column, "sample_id"])
     if source.image_column != "image":
         rows = rows.rename_column(source.image_column, "image")
@@ -117,6 +116,7 @@ def open_labelled(
 ) -> LabelledSource:
     """Open any dataset but the pocket world's; arguments as of `load_labelled_images` and `sources.open_source`."""
     space = read_class_names(class_names_file) if class_names_file else None
+    place: Any = name
     if isinstance(name, datasets.Dataset):
         rows, prefix, name = with_sample_ids(name.with_format(None), "rows"), "rows", GIVEN
     elif found := find_variant(name):
@@ -133,16 +133,16 @@ def open_labelled(
             label_column = next((one for one in (label_column, *known) if one in columns), label_column)
     else:
         rows, prefix = open_source(name, split, streaming), row_prefix(name, split)
-    columns = rows.column_names or list(next(iter(rows)))
-    image_column, label_column = (find_column(columns, wanted, name) for wanted in (image_column, label_column))
-    return LabelledSource(keep_encoded(rows, image_column, name), space, image_column, label_column, prefix)
+    rows, image_column = with_images(rows, image_column, place if isinstance(place, str) else name, split)
+    label_column = find_column(rows.column_names or list(next(iter(rows))), label_column, name)
+    return LabelledSource(rows, space, image_column, label_column, prefix)
 
 
 def _own_space(feature: Any, labels: Sequence[Any], dataset_name: str, label_column: str) -> LabelSpace:
     """The classes as a dataset names them: a `ClassLabel`, or words, which are sorted."""
-    words = all(isinstance(label, str) and not label.isdecimal() for label in labels)
+    words = all(isinstance(label, str) and not label_key(label).isdecimal() for label in labels)
     if words and not isinstance(feature, datasets.ClassLabel):
-        return named_space(sorted(set(labels)))
+        return space_of_names(sorted(set(labels) - {""}), dataset_name)
     return space_of_feature(feature, dataset_name, label_column)
 
 
@@ -156,7 +156,7 @@ class LabelledImages(Dataset):
     def __init__(self, dataset: datasets.Dataset, image_processor: CLIPImageProcessorPil):
         self.dataset, self.image_processor = dataset, image_processor
         if isinstance(dataset, datasets.Dataset):
-            self.dataset = keep_encoded(dataset, "image", "the dataset")
+            self.dataset, _ = with_images(dataset, "image", GIVEN)
 
     def __len__(self) -> int:
         return len(self.dataset)

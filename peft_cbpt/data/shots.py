@@ -1,7 +1,7 @@
 """The few clean images that a model is purified with, and the images that it is measured on."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import datasets
@@ -39,6 +39,26 @@ class LabelledArguments:
         if unknown := sorted(set(options) - {one.name for one in fields(cls)}):
             raise InputError(f"unknown setting {unknown[0]!r}; {cls.__name__} has all there are")
         return cls(**options)
+
+    def open(
+        self,
+        images: Images,
+        split: str,
+        image_processor: CLIPImageProcessorPil,
+        images_per_class: int | None = None,
+    ) -> LabelledImages:
+        """The images of a split; see `data.images.load_labelled_images`. The pocket world draws `images_per_class`."""
+        rows = load_labelled_images(
+            one_split(images, split),
+            split,
+            self.class_names,
+            self.num_classes,
+            self.image_column,
+            self.label_column,
+            self.test_images_per_class if images_per_class is None else images_per_class,
+            self.class_names_file,
+        )
+        return LabelledImages(rows, image_processor)
 
 
 @dataclass(kw_only=True)
@@ -104,29 +124,14 @@ def shots_and_test(
     if arguments.num_shots < 1:
         raise InputError(f"num_shots must be at least 1, it is {arguments.num_shots}")
 
-    def load(
-        given: Images, split: str, classes: Sequence[str] | None, first: int | None, drawn: int
-    ) -> LabelledImages:
-        rows = load_labelled_images(
-            one_split(given, split),
-            split,
-            classes,
-            first,
-            arguments.image_column,
-            arguments.label_column,
-            drawn,
-            arguments.class_names_file,
-        )
-        return LabelledImages(rows, image_processor)
-
     drawn = max(POCKET_IMAGES_PER_CLASS, arguments.num_shots)
-    pool = load(images, arguments.dataset_split, arguments.class_names, arguments.num_classes, drawn)
+    pool = arguments.open(images, arguments.dataset_split, image_processor, drawn)
     names = pool.dataset.features["label"].names
     if test_images is None and not isinstance(images, str | datasets.DatasetDict):
         shots, skipped = sample_few_shots(pool, arguments.num_shots, seed)
         return ShotsAndTest(shots, _others(pool, shots), names, skipped)
     other = images if test_images is None else test_images
-    test = load(other, arguments.test_split, names, None, arguments.test_images_per_class)
+    test = replace(arguments, class_names=names, num_classes=None).open(other, arguments.test_split, image_processor)
     shots, skipped = sample_few_shots(pool, arguments.num_shots, seed)
     both = set(shots.dataset["sample_id"]) & set(test.dataset["sample_id"])
     same = other == images if isinstance(images, str) else other is images

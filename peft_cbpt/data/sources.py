@@ -1,31 +1,32 @@
 """Opening a dataset wherever it is: folders, tar archives, parquet, Arrow, CSV, the Hub. Images stay encoded."""
 
 import csv
-from collections import Counter
-from collections.abc import Sequence
+import io
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
 
 from peft_cbpt.common.errors import InputError, first_line
+from peft_cbpt.common.files import read_text
+from peft_cbpt.data.columns import ENCODED, Rows, with_sample_ids
+from peft_cbpt.data.folders import SPLIT_WORDS, files_by_class
 from peft_cbpt.data.imagenet import HubCopy
-from peft_cbpt.data.tars import image_suffixes, read_tar_samples
+from peft_cbpt.data.tars import read_tar_samples
 
-# What webdataset and caption corpora call the columns that we call by one name.
-OTHER_NAMES = {"image": ("jpg", "jpeg", "png", "webp"), "label": ("cls",), "caption": ("text", "txt")}
-_SPLIT_WORDS = ("train", "test", "val", "validation", "dev")
-_ENCODED = datasets.Image(decode=False)
-
-Rows: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
+logger = logging.getLogger(__name__)
+_TABLES = (".csv", ".tsv", ".jsonl")
 
 
 def open_source(name: str, split: str, streaming: bool = False) -> Rows:
     """Open one split of a dataset.
 
     Args:
-        name: A folder of class folders, of webdataset archives, of parquet files or written by `save_to_disk`; one
-            such archive or parquet file; a CSV or TSV file; or a Hub id.
+        name: A folder of class folders, of webdataset archives, of parquet files, with a table of its images
+            (`metadata.csv`, `train.csv`; .tsv and .jsonl too) or written by `save_to_disk`; one such archive, parquet
+            file or table; or a Hub id.
         split: Name of the split.
         streaming: Read parquet files and Hub datasets row by row instead of preparing them first. The others are read
             in place anyway.
@@ -81,37 +82,6 @@ def open_hub_copy(copy: HubCopy, split: str, streaming: bool = False) -> Rows:
     return rows if streaming else with_sample_ids(rows, split)
 
 
-def find_column(columns: Sequence[str], wanted: str, dataset_name: str) -> str:
-    """The column of this name, or the one that webdatasets have in its place.
-
-    Raises:
-        InputError: if there is neither.
-    """
-    for column in (wanted, *OTHER_NAMES.get(wanted, ())):
-        if column in columns:
-            return column
-    raise InputError(f"{dataset_name} has no column {wanted!r} but {', '.join(columns)}")
-
-
-def keep_encoded(rows: Rows, image_column: str, dataset_name: str) -> Rows:
-    """The same rows with images as they are stored, to be decoded by `decoding.read_image`."""
-    if rows.features is None:
-        return rows
-    feature = rows.features[image_column]
-    if not (isinstance(feature, datasets.Image) or _is_encoded_image(feature)):
-        raise InputError(
-            f"column {image_column!r} of {dataset_name} is no Image: name the one of images, or cast it with "
-            "dataset.cast_column"
-        )
-    return rows.cast_column(image_column, _ENCODED) if isinstance(feature, datasets.Image) else rows
-
-
-def _is_encoded_image(feature: Any) -> bool:
-    if isinstance(feature, dict):
-        return "bytes" in feature
-    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-
-
 def _open_hub(name: str, split: str, streaming: bool) -> Rows:
     return datasets.load_dataset(name, split=split, streaming=streaming)
 
@@ -126,7 +96,15 @@ def _open_path(path: Path, split: str, streaming: bool) -> Rows:
     for suffix in (".tar", ".parquet"):
         if files := _files_of_split(path, split, suffix):
             return _open_files(files, path, suffix, split, streaming)
+    if table := next(_tables(path, split), None):
+        return _open_table(table)
     return _open_class_folders(path, split)
+
+
+def _tables(folder: Path, split: str) -> Iterator[Path]:
+    """Tables of the images in a folder: `SPLIT/metadata.csv`, `SPLIT.csv`, `metadata.csv`, or with another suffix."""
+    for stem in (f"{split}/metadata", split, "metadata"):
+        yield from filter(Path.is_file, (folder / f"{stem}{suffix}" for suffix in _TABLES))
 
 
 def _files_of_split(folder: Path, split: str, suffix: str) -> list[Path]:
@@ -146,7 +124,7 @@ def _loose_files(folder: Path, suffix: str) -> list[Path]:
 
 
 def _named_after_splits(files: Sequence[Path]) -> bool:
-    return any(file.name.startswith(_SPLIT_WORDS) for file in files)
+    return any(file.name.startswith(SPLIT_WORDS) for file in files)
 
 
 def _open_files(files: Sequence[Path], root: Path, suffix: str, split: str, streaming: bool) -> Rows:
@@ -155,12 +133,11 @@ def _open_files(files: Sequence[Path], root: Path, suffix: str, split: str, stre
     if suffix == ".parquet":
         names = {split: [str(file) for file in files]}
         return datasets.load_dataset("parquet", data_files=names, split=split, streaming=streaming)
-    if suffix in (".csv", ".tsv"):
-        return _open_table(files[0], "," if suffix == ".csv" else "\t")
-    raise InputError(f"{files[0]} is no .tar, .parquet, .csv or .tsv file: unpack or convert it")
+    if suffix in _TABLES:
+        return _open_table(files[0])
+    raise InputError(f"{files[0]} is no .tar, .parquet, .csv, .tsv or .jsonl file: unpack or convert it")
 
 
-_TEXTS = (("txt", "caption"), ("cls", "label"))
 _REST = "cells beyond the header"
 
 
@@ -169,20 +146,31 @@ def _open_tars(archives: Sequence[Path], root: Path) -> datasets.Dataset:
     pictures = [sample for sample in samples if sample.image]
     if not pictures:
         raise InputError(f"{archives[0]} holds no images: give webdataset archives, or unpack it")
-    texts = [(suffix, column) for suffix, column in _TEXTS if any(suffix in sample.texts for sample in pictures)]
-    if not texts:  # class folders, and perhaps a README
+    texts = sorted({column for sample in pictures for column in sample.texts} - {"image", "sample_id"})
+    by_folder = not {"label", "caption"} & set(texts)
+    if by_folder:  # class folders, and perhaps a README
         samples = pictures
     columns: dict[str, list[Any]] = {
         "image": [{"path": sample.image, "bytes": None} if sample.image else None for sample in samples],
         "sample_id": [sample.sample_id for sample in samples],
     }
-    features = {"image": _ENCODED, "sample_id": datasets.Value("string")}
-    for suffix, column in texts:
-        columns[column] = [sample.texts.get(suffix) for sample in samples]
+    features = {"image": ENCODED, "sample_id": datasets.Value("string")}
+    for column in texts:
+        columns[column] = [sample.texts.get(column) for sample in samples]
         features[column] = datasets.Value("string")
-    if not texts:
+    if by_folder and any(sample.folder for sample in samples):
         columns["label"] = [sample.folder for sample in samples]
         features["label"] = datasets.ClassLabel(names=sorted(set(columns["label"])))
+    elif by_folder:
+        logger.warning(
+            "%s: no image has a label or a caption, beside them are %s; labels are read from KEY.cls, KEY.json or "
+            "class folders, captions from KEY.txt or KEY.json",
+            archives[0],
+            ", ".join(
+                sorted(set().union(*(one.others for one in samples)) | {f"{text} in KEY.json" for text in texts})
+            )
+            or "no other files",
+        )
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
@@ -192,11 +180,12 @@ class _Tabs(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
-def _open_table(file: Path, delimiter: str) -> datasets.Dataset:
-    """A table with a header; what looks like a path in its image column is taken from the table's folder."""
-    dialect: Any = csv.excel if delimiter == "," else _Tabs
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = list(csv.DictReader(lines, restkey=_REST, dialect=dialect))
+def _open_table(file: Path) -> datasets.Dataset:
+    """A table with a header, or of JSON lines, with values as they are written."""
+    if file.suffix.lower() == ".jsonl":
+        return datasets.Dataset.from_json(str(file))
+    dialect: Any = csv.excel if file.suffix.lower() == ".csv" else _Tabs
+    rows = list(csv.DictReader(io.StringIO(read_text(file), newline=""), restkey=_REST, dialect=dialect))
     if longer := [place for place, row in enumerate(rows, 1) if _REST in row]:
         raise InputError(f"row {longer[0]} of {file} has more cells than the header: put quotes around its caption")
     if not rows:
@@ -206,51 +195,18 @@ def _open_table(file: Path, delimiter: str) -> datasets.Dataset:
 
 def _open_class_folders(folder: Path, split: str) -> datasets.Dataset:
     """A folder of class folders, or of `split` folders of class folders; sample ids are paths below `folder`."""
-    root = folder / split if (folder / split).is_dir() else folder
-    class_folders = _folders(root)
-    if not class_folders:
-        raise InputError(f"{root} holds no class folders: put the images of each class into a folder of its name")
-    images: list[tuple[Path, str]] = []
-    for class_folder in class_folders:
-        files = [path for path in sorted(class_folder.iterdir()) if path.suffix.lower() in image_suffixes()]
-        if not files and _folders(class_folder) and root == folder:
-            raise InputError(f"{folder} has no split {split!r} but {', '.join(path.name for path in class_folders)}")
-        if not files:
-            raise InputError(f"the class folder {class_folder} is empty: add images or remove it")
-        images += [(path, class_folder.name) for path in files]
-    names = [class_folder.name for class_folder in class_folders]
+    images = files_by_class(folder, split)
+    names = sorted({name for _, name in images})
     return datasets.Dataset.from_dict(
         {
-            "image": [str(path) for path, _ in images],
+            "image": [str(file) for file, _ in images],
             "label": [name for _, name in images],
-            "sample_id": [path.relative_to(folder).as_posix() for path, _ in images],
+            "sample_id": [file.relative_to(folder).as_posix() for file, _ in images],
         },
         features=datasets.Features(
             image=datasets.Image(), label=datasets.ClassLabel(names=names), sample_id=datasets.Value("string")
         ),
     )
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-
-
-def with_sample_ids(rows: datasets.Dataset, prefix: str) -> datasets.Dataset:
-    """The rows with a `sample_id` each: their own, the key of a webdataset, or `PREFIX/ROW`.
-
-    Raises:
-        InputError: if a `sample_id` is there twice.
-    """
-    if "sample_id" in rows.column_names:
-        if len(set(ids := list(rows["sample_id"]))) < len(ids):
-            (twice, _), *_ = Counter(ids).most_common(1)
-            raise InputError(f"the column sample_id holds {twice!r} twice: give every row an id of its own")
-        is_text = rows.features["sample_id"] == datasets.Value("string")
-        return rows if is_text else rows.cast_column("sample_id", datasets.Value("string"))
-    keys = list(rows["__key__"]) if "__key__" in rows.column_names else []
-    if not keys or len(set(keys)) < len(keys):
-        keys = [f"{prefix}/{row}" for row in range(len(rows))]
-    return rows.add_column("sample_id", keys)
 
 
 def _reason(name: str, split: str, error: Exception) -> str:

@@ -8,11 +8,11 @@ from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import CLIPImageProcessorPil
 
+from peft_cbpt.data.columns import Rows
 from peft_cbpt.data.decoding import UnreadableImage
 from peft_cbpt.data.images import labelled_row, open_labelled
 from peft_cbpt.data.labels import kept_classes, label_reader, read_label, space_of_feature
 from peft_cbpt.data.skipping import Skipped
-from peft_cbpt.data.sources import Rows
 
 Row = TypeVar("Row")
 _ROWS_AT_ONCE = 32

@@ -1,6 +1,7 @@
 """Tar archives on disk, read in place: nothing is unpacked or copied."""
 
 import io
+import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ class TarSample:
     folder: str
     image: str | None = None
     texts: dict[str, str] = field(default_factory=dict)
+    """By column: `.txt` is `caption`, `.cls` is `label`, and what is in a `.json` has its own names."""
+    others: set[str] = field(default_factory=set)
+    """Suffixes of what else has this key."""
 
 
 @cache
@@ -41,7 +45,7 @@ def read_tar_samples(archives: Sequence[Path], root: Path) -> Iterator[TarSample
         root: The folder that sample ids are relative to: `ARCHIVE/KEY`, without suffixes.
 
     Yields:
-        A sample for each key, with the place of its image, for `open_member`, and the texts of its `.cls` and `.txt`.
+        A sample for each key, with the place of its image, for `open_member`, and its texts.
 
     Raises:
         InputError: for an archive that cannot be read.
@@ -61,7 +65,7 @@ def _samples(tar: tarfile.TarFile, archive: Path, prefix: str) -> Iterator[TarSa
     for member in tar:
         tar.members.clear()  # type: ignore[attr-defined]  # `tarfile` would keep a record of every member it has passed
         path = PurePosixPath(member.name)
-        if not member.isfile() or path.name.startswith("."):
+        if not member.isfile() or "__MACOSX" in path.parts or path.name.startswith("."):
             continue
         stem, _, suffix = path.name.partition(".")
         key = (path.parent / stem).as_posix()
@@ -73,14 +77,27 @@ def _samples(tar: tarfile.TarFile, archive: Path, prefix: str) -> Iterator[TarSa
             sample, current = TarSample(f"{prefix}/{key}", path.parent.name), key
         assert sample is not None
         suffix = f".{suffix.lower()}"
-        if suffix in (".cls", ".txt"):
+        if suffix in (".cls", ".txt", ".json"):
             content = tar.extractfile(member)
             assert content is not None
-            sample.texts[suffix[1:]] = content.read().decode("utf-8", errors="replace").strip()
+            sample.texts |= _texts(suffix, content.read().decode("utf-8-sig", errors="replace").strip())
         elif suffix in image_suffixes():
             sample.image = f"tar://{member.offset_data}+{member.size}::{archive}"
+        else:
+            sample.others.add(suffix)
     if sample:
         yield sample
+
+
+def _texts(suffix: str, text: str) -> dict[str, str]:
+    if suffix != ".json":
+        return {"caption" if suffix == ".txt" else "label": text}
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    values = content.items() if isinstance(content, dict) else ()
+    return {name: str(value) for name, value in values if isinstance(value, str | int | float)}
 
 
 def open_member(location: str) -> IO[bytes]:

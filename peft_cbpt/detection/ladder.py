@@ -29,6 +29,7 @@ from peft_cbpt.detection.families import (
     find_trigger,
 )
 from peft_cbpt.detection.universal import collapse
+from peft_cbpt.features.plan import Passes
 
 SEARCH_IMAGES = 24
 """That triggers are found on; fewer where there are fewer than twice as many."""
@@ -125,6 +126,20 @@ def search_ladder(
                 features = encode_image(trigger(pixels[judge]))
             found.append(Search(climb.family, climb.number, trigger, features.cpu(), clean.cpu()))
     return found
+
+
+def ladder_passes(n_images: int) -> Passes:
+    """Of all `CLIMBS` once, on so many clean images."""
+    n_find = min(SEARCH_IMAGES, n_images // 2)
+    n_judge = min(JUDGED_IMAGES, n_images - n_find)
+    passes = Passes()
+    for climb in CLIMBS:
+        tried = STEPS_A_RUNG * len(climb.sizes)
+        if len(climb.sizes) == 1:
+            tried = STEPS_OF_PATCHES if climb.kind.searched else DRAWN_WAVES
+        found = Passes(gradient=tried * n_find) if climb.kind.searched else Passes(tried * n_find)
+        passes += found + Passes((1 + len(climb.sizes)) * n_judge)
+    return passes
 
 
 def split_images(count: int, generator: np.random.Generator) -> tuple[list[int], list[int]]:

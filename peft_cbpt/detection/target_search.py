@@ -24,6 +24,7 @@ from peft_cbpt.detection.suspects import (
 )
 from peft_cbpt.detection.universal import CONSTANTS, Budget, collapse, universal_trigger
 from peft_cbpt.features.bank import FeatureBank, LoadPixels
+from peft_cbpt.features.plan import Passes
 from peft_cbpt.features.store import FeatureStore, fill
 
 SEARCH_IMAGES = 32
@@ -146,6 +147,12 @@ def search_for_collapse(
     n_images = min(SEARCH_IMAGES, len(bank.labels))
     found = store.look_up(keys).unflatten(1, (n_images, -1)).to(bank.features)
     return dict(zip(budgets, map(list, found.split(SEARCHES)), strict=True))
+
+
+def search_passes(n_images: int) -> Passes:
+    """Of all budgets, the patient ones too, on `search_rows` of so many clean images."""
+    at_once = SEARCHES * min(SEARCH_IMAGES, n_images)
+    return Passes(len(ALL_BUDGETS) * at_once, sum(budget.steps for budget in ALL_BUDGETS) * at_once)
 
 
 def search_constants() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.common.errors import InputError, first_line
+from peft_cbpt.data.labels import label_key
 from peft_cbpt.evaluation.measure import template_text_features
 from peft_cbpt.pocket.model import open_clip, resolve_model
 from peft_cbpt.tuner import CBPTConfig
@@ -170,7 +171,7 @@ def _cbpt_classifier(
     base_fingerprint: str,
     text_triggers: Sequence[str],
 ) -> Classifier:
-    known = {class_name: row for row, class_name in enumerate(model.class_names)}  # with single spaces
+    known = {label_key(class_name): row for row, class_name in enumerate(model.class_names)}
     context = next(
         value for key, value in model.state_dict().items() if key.endswith(f"cbpt_context.{model.active_adapter}")
     )
@@ -182,14 +183,13 @@ def _cbpt_classifier(
         raise InputError(f"the adapter {name} cannot be used with these triggers: {error}") from error
 
     def class_features(class_names: Sequence[str], attack: Attack | None) -> Tensor:
-        names = [" ".join(class_name.split()) for class_name in class_names]
-        if missing := [class_name for class_name in names if class_name not in known]:
+        if missing := [class_name for class_name in class_names if label_key(class_name) not in known]:
             raise InputError(
                 f"the adapter {name} knows {len(known)} classes, but not {missing[0]!r} nor {len(missing) - 1} more "
                 f"of the dataset's {len(class_names)}: keep those it knows with class_names"
             )
         features = features_after[attack.text_trigger if attack else ""]
-        return features[[known[class_name] for class_name in names]]
+        return features[[known[label_key(class_name)] for class_name in class_names]]
 
     fingerprint = _hash(base_fingerprint, content, _settings(config))
     return Classifier(name, "cbpt", base, fingerprint, class_features)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from transformers import CLIPImageProcessorPil
 
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.imagenet import find_variant
-from peft_cbpt.data.images import LabelledImages, load_labelled_images
-from peft_cbpt.data.shots import Images, LabelledArguments, name_of_images, one_split
+from peft_cbpt.data.images import LabelledImages
+from peft_cbpt.data.shots import Images, LabelledArguments, name_of_images
 from peft_cbpt.data.streams import LabelledStream
 
 
@@ -27,20 +27,20 @@ class EvalSet:
         class_names: In label order.
         fingerprint: Hash of the classes, sample ids, labels and stored images, as far as they can be told without
             reading them: by size and date of files.
-        options: What opens it.
-        images: Its rows; None if it is read row by row.
+        stream: What opens it, if it is read row by row.
+        images: Its rows otherwise.
     """
 
     name: str
     class_names: list[str]
     fingerprint: str
-    options: dict[str, Any]
-    images: datasets.Dataset | None
+    stream: dict[str, Any] = field(default_factory=dict)
+    images: datasets.Dataset | None = None
 
     def my_images(self, image_processor: CLIPImageProcessorPil) -> LabelledImages | LabelledStream:
         """This process's share of the images for a model; all shares together are every image once."""
         if self.images is None:
-            return LabelledStream(image_processor=image_processor, **self.options)
+            return LabelledStream(image_processor=image_processor, **self.stream)
         state = PartialState()
         rows = range(state.process_index, len(self.images), state.num_processes)
         return LabelledImages(self.images.select(rows), image_processor)
@@ -55,24 +55,20 @@ def open_eval_set(
         InputError: if it cannot be.
     """
     name, split = name_of_images(given), arguments.test_split
-    opening: dict[str, Any] = {"name": one_split(given, split)}
     if isinstance(given, str):
         dataset_name, _, own_split = name.rpartition("@")
         if dataset_name and "/" not in own_split:
-            opening["name"], split = dataset_name, own_split
-    opening |= {"split": split}
-    columns = ("image_column", "label_column", "class_names_file", "class_names", "num_classes")
-    opening |= {option: getattr(arguments, option) for option in columns}
-    dataset_name = opening["name"]
-    if streaming and isinstance(dataset_name, str) and not dataset_name.startswith("pocket:"):
+            given, split = dataset_name, own_split
+    if streaming and isinstance(given, str) and not given.startswith("pocket:"):
+        columns = ("image_column", "label_column", "class_names_file", "class_names", "num_classes")
+        opening = {"name": given, "split": split} | {option: getattr(arguments, option) for option in columns}
         stream = LabelledStream(image_processor=image_processor, **opening)
         named = arguments.class_names_file
-        files = _file_dates(_local_files(dataset_name) + ([str(Path(named).expanduser())] if named else []))
-        parts = [dataset_name, split, stream.class_names, stream.image_column, stream.label_column, *files]
-        return EvalSet(name, stream.class_names, _hash(parts), opening, images=None)
-    images = load_labelled_images(**opening, images_per_class=arguments.test_images_per_class)
-    class_names = images.features["label"].names
-    rows = LabelledImages(images, image_processor).dataset
+        files = _file_dates(_local_files(given) + ([str(Path(named).expanduser())] if named else []))
+        parts = [given, split, stream.class_names, stream.image_column, stream.label_column, *files]
+        return EvalSet(name, stream.class_names, _hash(parts), opening)
+    rows = arguments.open(given, split, image_processor).dataset
+    class_names = rows.features["label"].names
     first = rows[0]["image"] or {}
     if first.get("bytes") is None and first.get("path"):
         places = [(image or {}).get("path") or "" for image in rows["image"]]
@@ -84,8 +80,7 @@ def open_eval_set(
         name,
         class_names,
         _hash([class_names, list(rows["sample_id"]), list(rows["label"]), content]),
-        opening,
-        images,
+        images=rows,
     )
 
 

@@ -1,19 +1,18 @@
 """Features kept under tuples of integers: in memory, and in one safetensors file."""
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from accelerate.utils import tqdm
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.files import save_tensors
 from peft_cbpt.common.processes import from_all_processes, is_main_process, num_processes, own_share
 
 SAVE_EVERY = 60.0
@@ -86,14 +85,10 @@ class FeatureStore:
         if self.file is None or len(self) == self._saved or not waited or not is_main_process():
             return
         keys = torch.tensor(list(self._rows))
-        temporary = self.file.with_name(f".{uuid4().hex}.incomplete")
         try:
-            save_file({"keys": keys, "features": self.look_up(keys)}, temporary, {"key": self.description})
-            os.replace(temporary, self.file)
+            save_tensors(self.file, {"keys": keys, "features": self.look_up(keys)}, {"key": self.description})
         except (OSError, SafetensorError) as error:
             warnings.warn(f"features are not kept for other runs, cannot write {self.file}: {error}", stacklevel=2)
-        finally:
-            temporary.unlink(missing_ok=True)
         self._saved, self._save_time = len(self), time.monotonic()
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from peft_cbpt.attacks import apply_trigger, trigger_from_config
+from peft_cbpt.common.files import write_bytes
 from peft_cbpt.evaluation.measure import EncodedImages
 from peft_cbpt.reports.bars import before_after_bars
-from peft_cbpt.reports.style import AFTER, BEFORE, new_figure, png_bytes, write_bytes
+from peft_cbpt.reports.style import AFTER, BEFORE, new_figure, png_bytes
 
 PICTURE_FILE = "before_after.png"
 N_EXAMPLES = 4

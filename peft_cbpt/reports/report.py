@@ -15,13 +15,13 @@ from transformers import TrainingArguments
 from peft_cbpt.attacks import trigger_from_config
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.common.files import prepare_output
+from peft_cbpt.common.files import prepare_output, write_bytes
 from peft_cbpt.data.shots import ShotArguments, shots_and_test
 from peft_cbpt.evaluation.classifiers import adapter_features
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, SCHEMA_VERSION, TRIGGERS_FILE, read_json
 from peft_cbpt.hub.opening import adapter_folder, load_adapter, load_base
 from peft_cbpt.method.inversion import InversionSettings
-from peft_cbpt.reports.style import png_bytes, write_bytes
+from peft_cbpt.reports.style import png_bytes
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 PAGE_FILE = "report.html"

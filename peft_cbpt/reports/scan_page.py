@@ -9,9 +9,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from peft_cbpt.common.files import write_bytes
 from peft_cbpt.detection.families import FoundTrigger
 from peft_cbpt.reports.page import data_uri
-from peft_cbpt.reports.style import new_figure, png_bytes, write_bytes
+from peft_cbpt.reports.style import new_figure, png_bytes
 
 GAIN = 10
 """By what the change that a trigger makes is multiplied, around mid-grey."""

@@ -1,8 +1,6 @@
 """What all pictures share: colours that colour-blind people can tell apart, short names, and how a file is written."""
 
 import io
-import os
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,13 +23,6 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it."""
-    temporary = file.with_name(f".{file.name}.incomplete")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
 
 
 def short(name: str, length: int = 22) -> str:

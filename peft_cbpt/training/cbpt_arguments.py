@@ -1,6 +1,8 @@
 """Settings of `CBPTTrainer`; the defaults but `dummy_triggers` are the paper's (Section 5.1) and, where it is
 silent, CoOp's."""
 
+import copy
+import logging
 import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -14,6 +16,9 @@ from peft_cbpt.method.inversion import InversionSettings
 from peft_cbpt.method.losses import ObjectiveWeights
 from peft_cbpt.training.universal_settings import UniversalSettings
 
+logger = logging.getLogger(__name__)
+FEWEST_STEPS = 30
+"""After the prompt warm-up: 60 images in batches of 32 make as many in the default's 20 epochs, and are purified."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RUNNER_UP_ONLY = (
     "positives",
@@ -133,7 +138,9 @@ class CBPTTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of SGD, cosine per epoch."})
     weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of SGD."})
     num_train_epochs: float = field(default=20, metadata={"help": "Epochs, prompt warm-up included."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per outer step and process."})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Images per outer step and process; by default fewer where shots are few."}
+    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "`cosine` changes once per epoch, as CoOp's."})
     logging_strategy: str = field(default="no", metadata={"help": "Losses are logged per epoch in any case."})
@@ -187,6 +194,41 @@ class CBPTTrainingArguments(TrainingArguments):
                 "raise it, or set warmup_epochs (by default a quarter of the epochs)"
             )
 
+    def with_enough_steps(self, n_images: int) -> "CBPTTrainingArguments":
+        """The same with batches so small that `FEWEST_STEPS` steps follow the prompt warm-up.
+
+        Other batches than the default's are taken as meant, and a number of steps that is given, too; then, and where
+        batches of one image are not enough, a warning says how many epochs would be.
+        """
+        epochs = self.num_train_epochs - self.warmup_epochs
+        if self.max_steps > 0 or epochs <= 0:
+            return self
+        given, at_once = self.per_device_train_batch_size, self.world_size * self.gradient_accumulation_steps
+        needed = math.ceil(FEWEST_STEPS / epochs)
+        batch = given
+        if math.ceil(n_images / (given * at_once)) < needed and given == type(self).per_device_train_batch_size:
+            batch = max(1, min(given, n_images // (needed * at_once)))
+        if batch < given:
+            logger.warning(
+                "%d images in batches of %d would be %d steps after the prompt warm-up, too few to purify: batches "
+                "are of %d",
+                n_images,
+                given,
+                math.ceil(n_images / (given * at_once)) * epochs,
+                batch,
+            )
+        if (steps := math.ceil(n_images / (batch * at_once))) < needed:
+            logger.warning(
+                "only %d steps follow the prompt warm-up, too few to purify: set num_train_epochs to %d or more",
+                steps * epochs,
+                self.warmup_epochs + math.ceil(FEWEST_STEPS / steps),
+            )
+        if batch == given:
+            return self
+        changed = copy.copy(self)
+        changed.per_device_train_batch_size = batch
+        return changed
+
     def inversion_settings(self) -> InversionSettings:
         """The inner loop's settings."""
         return InversionSettings(
@@ -225,26 +267,29 @@ class CBPTTrainingArguments(TrainingArguments):
         return ObjectiveWeights(self.lambda_bn, self.lambda_adv, self.lambda_align, self.alpha)
 
     def _refuse_what_has_no_effect(self) -> None:
-        defaults = {
-            one.name: one.default_factory() if callable(one.default_factory) else one.default for one in fields(self)
-        }
-
-        def refuse(names: tuple[str, ...], reason: str) -> None:
-            for name in names:
-                if name in defaults and getattr(self, name) != defaults[name]:
-                    raise InputError(f"{name} has no effect here: {reason}; leave it out")
-
         if self.dummy_triggers == "universal":
-            refuse(RUNNER_UP_ONLY, "it belongs to dummy_triggers runner_up")
+            refuse_changed(self, RUNNER_UP_ONLY, "it belongs to dummy_triggers runner_up")
         else:
-            refuse(UNIVERSAL_ONLY, "it belongs to dummy_triggers universal")
+            refuse_changed(self, UNIVERSAL_ONLY, "it belongs to dummy_triggers universal")
         if not self.use_feature_cache:
-            refuse(("feature_cache_dir", "feature_cache_gb"), "use_feature_cache is false")
+            refuse_changed(self, ("feature_cache_dir", "feature_cache_gb"), "use_feature_cache is false")
         if not self.dataloader_num_workers:
-            refuse(("dataloader_persistent_workers",), "dataloader_num_workers is 0")
+            refuse_changed(self, ("dataloader_persistent_workers",), "dataloader_num_workers is 0")
         if self.lr_scheduler_type == "cosine":
-            refuse(("lr_scheduler_kwargs",), "it belongs to other values of lr_scheduler_type")
+            refuse_changed(self, ("lr_scheduler_kwargs",), "it belongs to other values of lr_scheduler_type")
         if self.use_cpu or not torch.accelerator.is_available():
-            refuse(("fp16",), "a CPU has no half precision that is quicker; bf16 it has")
+            refuse_changed(self, ("fp16",), "a CPU has no half precision that is quicker; bf16 it has")
         for reason, names in WITHOUT_EFFECT.items():
-            refuse(names, reason)
+            refuse_changed(self, names, reason)
+
+
+def refuse_changed(arguments: TrainingArguments, names: tuple[str, ...], reason: str) -> None:
+    """See that settings have their defaults.
+
+    Raises:
+        InputError: if one has not.
+    """
+    for one in fields(arguments):
+        default = one.default_factory() if callable(one.default_factory) else one.default
+        if one.name in names and getattr(arguments, one.name) != default:
+            raise InputError(f"{one.name} has no effect here: {reason}; leave it out")

@@ -70,6 +70,7 @@ class CBPTTrainer(Trainer):
             batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
             steps_per_epoch = math.ceil(len(train_dataset) / batch)  # type: ignore[arg-type]
             args.refuse_to_end_in_warmup(args.max_steps / steps_per_epoch, f"max_steps {args.max_steps}")
+        args = args.with_enough_steps(len(train_dataset))  # type: ignore[arg-type]
         self.images = train_dataset
         self.normalize = normalize or PixelNormalizer()
         self.frozen_images: FrozenImages | None = None
@@ -82,7 +83,7 @@ class CBPTTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._cache = open_cache(args)
         self._samples = checked_samples(train_dataset, model.class_names)
-        self._encode_classes = SharedClassEncoder(model, args.process_index, args.device, args.activation_memory_gb)
+        self.encode_classes = SharedClassEncoder(model, args.process_index, args.device, args.activation_memory_gb)
         self.add_callback(_EpochCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -132,7 +133,7 @@ class CBPTTrainer(Trainer):
         rows, bank = inputs["rows"], self.frozen_images.bank
         labels = bank.labels[rows]
         with self.accelerator.autocast():
-            class_features = self._encode_classes(model)
+            class_features = self.encode_classes(model)
         logits = self._logits(bank.features[rows], class_features)
         clean_accuracy = (logits.argmax(1) == labels).float().mean()
         if self._epoch < self.args.warmup_epochs:
@@ -159,7 +160,7 @@ class CBPTTrainer(Trainer):
         assert self.frozen_images is not None and self.dummy_triggers is not None
         self.epoch_log = EpochLog()
         if self._epoch >= self.args.warmup_epochs:
-            bank, class_features = self.frozen_images.bank, self._encode_classes(self.model)  # type: ignore[arg-type]
+            bank, class_features = self.frozen_images.bank, self.encode_classes(self.model)  # type: ignore[arg-type]
             self.dummy_triggers.start_epoch(
                 self._epoch, lambda rows: self._logits(bank.features[rows], class_features)
             )
@@ -206,15 +207,18 @@ class CBPTTrainer(Trainer):
         """Write a checkpoint under a temporary name and rename it when it is whole."""
         staging = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_job(staging / name, self._job)
-            final = staging.parent / name
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(staging / name, final)
-            shutil.rmtree(staging)
-            rotate_checkpoints(str(staging.parent), self.args.save_total_limit)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_job(staging / name, self._job)
+                final = staging.parent / name
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(staging / name, final)
+                rotate_checkpoints(str(staging.parent), self.args.save_total_limit)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -245,6 +249,11 @@ class _EpochCallback(TrainerCallback):
         means = epoch_log.means()
         if not means:
             return
+        if not all(map(math.isfinite, means.values())):
+            raise InputError(
+                f"the losses of epoch {math.ceil(state.epoch or 0)} are not finite: lower learning_rate or the "
+                "weights of the losses; checkpoints of earlier epochs are whole"
+            )
         if epoch_log.looked_up:
             means |= trainer.dummy_triggers.epoch_figures(epoch_log.looked_up)
         trainer.log(means | {"learning_rate": self.learning_rate})

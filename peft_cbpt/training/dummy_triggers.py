@@ -1,7 +1,7 @@
 """What the outer step asks the inner loop for; `runner_up` is the paper's, `universal_triggers` the default."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -33,3 +33,13 @@ class DummyTriggers(Protocol):
 
     def epoch_figures(self, looked_up: Sequence[tuple[int, int]]) -> dict[str, float]:
         """What is logged of an epoch that looked up these (row, y')."""
+
+
+def suspects_of(dummies: DummyTriggers | None, class_names: Sequence[str]) -> list[dict[str, Any]] | None:
+    """The classes that a model seemed backdoored towards, JSON-serialisable; None where none were looked for."""
+    if dummies is None or dummies.suspicion is None:
+        return None
+    return [
+        {"class": class_names[one.label], "evidence": one.evidence, "score": round(one.score, 2)}
+        for one in dummies.suspicion.suspects
+    ]

@@ -7,7 +7,18 @@ import torch
 from transformers import TrainingArguments
 
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.training.cbpt_arguments import refuse_changed
 from peft_cbpt.training.trigger_pool import FAMILIES
+
+WITHOUT_EFFECT = {
+    "the losses are those of docs/encoder.md": ("label_smoothing_factor", "average_tokens_across_devices"),
+    "a step reads images and no text": ("neftune_noise_alpha", "train_sampling_strategy", "length_column_name"),
+    "the tower is called in parts": ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+    + ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "use_liger_kernel", "liger_kernel_config"),
+    "nothing is evaluated": ("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_on_start"),
+    "the trainer's rows are its own": ("remove_unused_columns",),
+}
+"""By reason, the settings of `TrainingArguments` that would change nothing here, or cannot work."""
 
 
 @dataclass
@@ -55,8 +66,8 @@ class EncoderPurifierArguments(TrainingArguments):
             raise InputError(f"learning_rate must be positive, it is {self.learning_rate}")
         if unknown := [kind for kind in self.kinds if kind not in FAMILIES] or ([] if self.kinds else ["none"]):
             raise InputError(f"kinds are of {', '.join(FAMILIES)}, not {unknown[0]!r}")
-        if self.remove_unused_columns:
-            raise InputError("remove_unused_columns must stay false: the trainer's rows are its own")
+        for reason, names in WITHOUT_EFFECT.items():
+            refuse_changed(self, names, reason)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes without a GPU do not join
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # DataParallel would copy the triggers' tower at every step

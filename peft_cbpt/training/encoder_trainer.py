@@ -14,6 +14,7 @@ from transformers import CLIPModel, Trainer, TrainerCallback, TrainerControl, Tr
 from transformers.trainer_utils import TrainOutput
 
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channels_last
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.processes import num_processes
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.detection.families import FoundTrigger
@@ -97,7 +98,10 @@ class EncoderPurifier(Trainer):
         self.images = train_dataset
         self.pool: TriggerPool | None = None
         self.epoch_log = EpochLog()
-        super().__init__(model, args, train_dataset=_Rows(train_dataset), data_collator=_collate, **kwargs)
+        try:
+            super().__init__(model, args, train_dataset=_Rows(train_dataset), data_collator=_collate, **kwargs)
+        except (ValueError, RuntimeError, ImportError, OSError) as error:
+            raise InputError(str(error)) from error
         self.model_accepts_loss_kwargs = False
         base: Any = self.model.get_base_model()
         prefer_channels_last(base.vision_model)
@@ -118,7 +122,7 @@ class EncoderPurifier(Trainer):
         with self._original():
             parts = torch.arange(len(self.images)).split(4 * self.args.per_device_train_batch_size)
             bar = tqdm(parts, desc="encoding clean images", leave=False, disable=self.args.disable_tqdm)
-            return torch.cat([self._encode(self._pixels(rows.tolist())) for rows in bar])
+            return torch.cat([self._encode(self.load(rows.tolist())) for rows in bar])
 
     def _original(self) -> AbstractContextManager:
         model: Any = self.accelerator.unwrap_model(self.model)
@@ -128,13 +132,14 @@ class EncoderPurifier(Trainer):
         with self.compute_loss_context_manager():
             return self.encode(pixels)
 
-    def _pixels(self, rows: Sequence[int]) -> Tensor:
+    def load(self, rows: Sequence[int]) -> Tensor:
+        """Float pixels (B, 3, H, W) in [0, 1] of rows of images, on the trainer's device."""
         samples = [{"rows": row, "pixel_values": self.images[row]["pixel_values"]} for row in rows]
         return _collate(samples)["pixel_values"].to(self.args.device)
 
     def _search_pixels(self, number: int) -> Tensor:
         order = keyed_generator("search images", self.args.seed, number).permutation(len(self.images))
-        return self._pixels(order[: self.args.search_images].tolist())
+        return self.load(order[: self.args.search_images].tolist())
 
     def _first_pool(self) -> TriggerPool:
         pool = TriggerPool(list(self.args.kinds), self.args.pool_size)

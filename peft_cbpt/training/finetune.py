@@ -1,6 +1,7 @@
 """The baseline defences, FT and CleanCLIP: fine-tune a suspicious CLIP on clean image-caption pairs."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -8,7 +9,7 @@ from transformers import set_seed
 
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.common.files import prepare_output, write_json
+from peft_cbpt.common.files import alone_in, prepare_output, write_json
 from peft_cbpt.common.processes import join_processes
 from peft_cbpt.common.records import Stopwatch, made_now
 from peft_cbpt.data.skipping import Skipped
@@ -49,7 +50,11 @@ def finetune(arguments: FinetuneArguments) -> dict[str, Any]:
     Raises:
         InputError: if something is wrong with what was given, or no pair could be used.
     """
-    output = prepare_output(arguments.output_dir)
+    with alone_in(prepare_output(arguments.output_dir)) as output:
+        return _finetune(arguments, output)
+
+
+def _finetune(arguments: FinetuneArguments, output: Path) -> dict[str, Any]:
     state, stopwatch = join_processes(), Stopwatch()
     clip = open_clip(arguments.model_name_or_path)
     with stopwatch(arguments.method):

@@ -19,10 +19,11 @@ from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.common.files import prepare_output, write_json, write_text
+from peft_cbpt.common.files import alone_in, prepare_output, write_json, write_text
 from peft_cbpt.common.processes import from_all_processes, join_processes
 from peft_cbpt.common.records import Stopwatch, made_now
-from peft_cbpt.data.images import LabelledImages, load_labelled_images
+from peft_cbpt.data.images import LabelledImages
+from peft_cbpt.data.shots import LabelledArguments
 from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.evaluation.measure import (
     attack_result,
@@ -108,32 +109,28 @@ def poison(arguments: PoisonArguments) -> dict[str, Any]:
     """
     attack = _attack(arguments)
     _poison(arguments, attack, (), ())
-    output = prepare_output(arguments.output_dir)
+    with alone_in(prepare_output(arguments.output_dir)) as output:
+        return _poison_into(output, arguments, attack)
+
+
+def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack) -> dict[str, Any]:
     state = join_processes()
     set_seed(arguments.seed)
     stopwatch = Stopwatch()
     with stopwatch("load"):
-        test = load_labelled_images(
-            arguments.dataset_name,
-            arguments.test_split,
-            num_classes=arguments.num_classes,
-            image_column=arguments.test_image_column,
-            label_column=arguments.label_column,
-            class_names_file=arguments.class_names_file,
-            images_per_class=arguments.test_images_per_class,
-        )
-        names = list(test.features["label"].names)
+        clip = open_clip(arguments.model_name_or_path)
+        images = _test_images(arguments, clip)
+        names = list(images.dataset.features["label"].names)
         if attack.target_class not in names:
             raise InputError(f"{arguments.dataset_name} has no class {attack.target_class!r} to be the target")
-        clip = open_clip(arguments.model_name_or_path)
         clip.model.to(state.device)
         pairs = arguments.open_pairs("poison", clip.image_processor)
-        images = LabelledImages(test, clip.image_processor)
     with stopwatch("prepare the attack"):
         # of a stream, each process would see a share of its own
         prepared = prepare_attack(arguments, clip, names) if state.is_main_process else None
         attack, captions = from_all_processes(prepared)[0]
-    poisoned = _poisoned_pairs(pairs, _poison(arguments, attack, captions, names))
+    wrap = PoisonedStream if isinstance(pairs, IterableDataset) else PoisonedPairs
+    poisoned: Any = wrap(pairs, _poison(arguments, attack, captions, names))
     with stopwatch("measure before"):
         before, _, _ = _measure(clip, attack, images, names)
     with stopwatch("poison"):
@@ -168,6 +165,13 @@ def poison(arguments: PoisonArguments) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         _write(output, clip, attack, record)
     return record
+
+
+def _test_images(arguments: PoisonArguments, clip: LoadedCLIP) -> LabelledImages:
+    same = ("label_column", "class_names_file", "num_classes", "test_images_per_class")
+    named = {name: getattr(arguments, name) for name in same}
+    reading = LabelledArguments(image_column=arguments.test_image_column, **named)
+    return reading.open(arguments.dataset_name, arguments.test_split, clip.image_processor)
 
 
 def _write(output: Path, clip: LoadedCLIP, attack: Attack, record: dict) -> None:
@@ -221,10 +225,6 @@ def _poison(arguments: PoisonArguments, attack: Attack, captions: Sequence[str],
         arguments.text_only_rate,
         class_names,
     )
-
-
-def _poisoned_pairs(pairs: Any, poison: Poison) -> Any:
-    return PoisonedStream(pairs, poison) if isinstance(pairs, IterableDataset) else PoisonedPairs(pairs, poison)
 
 
 def _target_pairs(arguments: PoisonArguments, clip: LoadedCLIP, class_names: Sequence[str]) -> TargetPairs:

@@ -9,9 +9,10 @@ from torch import Tensor
 from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.detection.suspects import Suspect
-from peft_cbpt.detection.target_search import search_rows
+from peft_cbpt.detection.target_search import SEARCH_IMAGES, search_rows
 from peft_cbpt.detection.universal import Budget, approach, universal_trigger
 from peft_cbpt.features.bank import FeatureBank, LoadPixels
+from peft_cbpt.features.plan import Passes
 from peft_cbpt.features.store import FeatureStore, fill, missing_anywhere
 
 TRIGGER_BUDGETS = (Budget(0.036), Budget(0.06), Budget(0.108), Budget(0.166, pattern=True))
@@ -52,6 +53,11 @@ def find_universal_triggers(
     store.save()
     found = store.look_up(keys).unflatten(1, pixels.shape[1:])
     return dict(zip(jobs, found, strict=True))
+
+
+def trigger_passes(n_images: int) -> Passes:
+    """Of `find_universal_triggers` against one suspect with all budgets."""
+    return Passes(gradient=sum(budget.steps for budget in TRIGGER_BUDGETS) * min(SEARCH_IMAGES, n_images))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from peft_cbpt.attacks import (
     SIG,
@@ -200,3 +202,16 @@ def test_only_trojvqa_marks_captions():
 def test_bad_configs_are_refused(config):
     with pytest.raises(InputError):
         trigger_from_config(config)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(TABLE)), st.integers(24, 70), st.integers(1, 4), st.integers(0, 1000), st.data())
+def test_any_images_stay_in_range_and_are_marked_alone_as_in_a_batch(name, size, n, seed, data):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.rand(n, 3, size, size, generator=generator) * data.draw(st.sampled_from([0.0, 0.5, 1.0]))
+    ids = data.draw(st.lists(st.text(max_size=5), min_size=n, max_size=n, unique=True))
+    marked = TABLE[name].apply_image(pixels, ids)
+    assert 0 <= marked.min() and marked.max() <= 1 and marked.shape == pixels.shape
+    chosen = data.draw(st.permutations(range(n)))[: data.draw(st.integers(1, n))]
+    some = TABLE[name].apply_image(pixels[chosen], [ids[place] for place in chosen])
+    assert torch.equal(some, marked[chosen])

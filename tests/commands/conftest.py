@@ -10,7 +10,7 @@ from tests.conftest import FEW_CLASSES
 SMALL_RUN = """
     --model_name_or_path pocket:badnet --dataset_name pocket:base --attacks pocket:badnet
     --class_names banana dog pizza rocket --num_shots 2 --test_images_per_class 3
-    --num_train_epochs 2 --warmup_epochs 1 --use_cpu true --disable_tqdm true
+    --num_train_epochs 2 --warmup_epochs 1 --per_device_train_batch_size 8 --use_cpu true --disable_tqdm true
 """
 
 SMALL_JOB = {
@@ -22,6 +22,7 @@ SMALL_JOB = {
     "attacks": ["pocket:badnet"],
     "num_train_epochs": 3,
     "warmup_epochs": 1,
+    "per_device_train_batch_size": 24,
     "use_cpu": True,
     "disable_tqdm": True,
 }

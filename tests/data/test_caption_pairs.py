@@ -166,7 +166,7 @@ def test_limits_and_the_pocket_world(source, poisoned_clip):
         ("pocket", {"limit": 0}, "at least 1"),
         ("/no/such", {}, "Hub id that can be reached"),
         ("parquet", {"caption_column": "title"}, "no column 'title' but image, text"),
-        ("parquet", {"image_column": "text"}, "is no Image"),
+        ("parquet", {"image_column": "text"}, "no such file is below"),
     ],
 )
 def test_bad_input_names_the_cure(name, settings, cure, source, poisoned_clip):

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.few_shot import few_shot_order, sample_few_shots
@@ -67,3 +69,19 @@ def test_too_few_readable_images_name_one_that_is_damaged(tmp_path, poisoned_cli
     pool.image_processor = poisoned_clip.image_processor
     with pytest.raises(InputError, match="only 6. images.*train/banana/10.jpg cannot be read: replace or remove it"):
         sample_few_shots(pool, 67, seed=0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.integers(0, 100), st.randoms(use_true_random=False))
+def test_the_order_knows_neither_places_nor_other_classes(labels, seed, random):
+    ids = [f"image-{row}" for row in range(len(labels))]
+    order = few_shot_order(labels, ids, seed)
+    assert sorted(row for rows in order.values() for row in rows) == list(range(len(labels)))
+    places = random.sample(range(len(labels)), len(labels))
+    moved = few_shot_order([labels[place] for place in places], [ids[place] for place in places], seed)
+    for label, rows in order.items():
+        assert {labels[row] for row in rows} == {label}
+        assert [ids[row] for row in rows] == [ids[places[row]] for row in moved[label]]
+    alone = [row for row, label in enumerate(labels) if label == labels[0]]
+    (own,) = few_shot_order([labels[0]] * len(alone), [ids[row] for row in alone], seed).values()
+    assert [alone[row] for row in own] == order[labels[0]]

@@ -69,7 +69,7 @@ def test_pixels_that_are_no_numbers_are_refused(poisoned_clip):
 def test_a_label_column_of_numbers_is_refused(tmp_path):
     images = pocket_dataset("base", "train", 1, NAMES)
     Dataset.from_dict({"image": images["image"], "label": [0, 1, 2]}).save_to_disk(str(tmp_path / "plain"))
-    with pytest.raises(InputError, match="no ClassLabel"):
+    with pytest.raises(InputError, match="names no classes"):
         load_labelled_images(str(tmp_path / "plain"), "train")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from peft_cbpt.common import files
 from peft_cbpt.common.cache_dir import default_cache_dir
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.features import store as module
@@ -80,7 +81,7 @@ def test_a_disk_that_is_full_costs_the_file_and_nothing_else(cache, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.warns(UserWarning, match="No space left"):
         store = kept_features(cache)
     assert torch.equal(store.look_up(KEYS), FEATURES) and not list(cache.folder.iterdir())

@@ -3,8 +3,9 @@ from collections import Counter
 import pytest
 
 from peft_cbpt.data.caption_pairs import load_caption_pairs
+from peft_cbpt.data.columns import with_images
 from peft_cbpt.data.images import load_labelled_images
-from peft_cbpt.data.sources import keep_encoded, open_source
+from peft_cbpt.data.sources import open_source
 from peft_cbpt.photos.classes import CLASSES_FILE, names_by_wnid
 from peft_cbpt.photos.model import build_image_processor
 from peft_cbpt.photos.parts import PARTS, part_of
@@ -24,7 +25,7 @@ def test_the_shares_are_as_promised_and_a_part_depends_on_the_bytes_alone():
 
 def test_every_training_image_is_in_one_part(photos_folder):
     def images_of(split):
-        rows = keep_encoded(open_source(str(photos_folder), split), "image", "photos")
+        rows, _ = with_images(open_source(str(photos_folder), split), "image", "photos")
         return {image["bytes"] for image in rows["image"]}
 
     found = [images_of(part) for part in PARTS]

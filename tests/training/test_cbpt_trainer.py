@@ -212,6 +212,31 @@ def test_the_default_warmup_is_refused_where_it_is_all_there_is(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "n_images, settings, batch, said",
+    [
+        (960, {}, 32, ""),
+        (60, {}, 32, ""),
+        (24, {}, 12, "24 images in batches of 32 would be 15 steps"),
+        (6, {}, 3, "batches are of 3"),
+        (
+            24,
+            {"num_train_epochs": 6},
+            1,
+            "only 24 steps follow the prompt warm-up, too few to purify: set num_train_ep",
+        ),
+        (24, {"per_device_train_batch_size": 24}, 24, "set num_train_epochs to 35 or more"),
+        (24, {"max_steps": 8}, 32, ""),
+        (24, {"gradient_accumulation_steps": 2}, 6, "batches are of 6"),
+    ],
+)
+def test_few_shots_make_small_batches(n_images, settings, batch, said, tmp_path, caplog):
+    given = CBPTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+    arguments = given.with_enough_steps(n_images)
+    assert arguments.per_device_train_batch_size == batch and said in caplog.text and bool(said) == bool(caplog.text)
+    assert arguments is given or given.per_device_train_batch_size == 32
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"epsilon": 0.1},

@@ -16,20 +16,21 @@ from peft_cbpt.training import runner_up as published
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 from peft_cbpt.tuner import CBPTConfig
+from tests.conftest import FEW_CLASSES
 
 NAMES = class_names()[:20]
 
 
-def purified_figures(clip, folder, **settings):
-    """(CA, ASR) before and after a short purification of 20 classes with 8 shots."""
+def purified_figures(clip, folder, names=NAMES, shots=8, **settings):
+    """(CA, ASR) before and after a short purification, of 20 classes with 8 shots if not said otherwise."""
     torch.manual_seed(0)
     attack = read_attack("pocket:badnet")
-    target = NAMES.index(attack.target_class)
+    target = names.index(attack.target_class)
     train, test = (
-        LabelledImages(pocket_dataset("base", split, n, NAMES), clip.image_processor)
-        for split, n in (("train", 8), ("test", 10))
+        LabelledImages(pocket_dataset("base", split, n, names), clip.image_processor)
+        for split, n in (("train", shots), ("test", 10))
     )
-    model = get_peft_model(clip.model, CBPTConfig(class_names=NAMES).tokenize(clip.tokenizer))
+    model = get_peft_model(clip.model, CBPTConfig(class_names=names).tokenize(clip.tokenizer))
     encoder = image_encoder(clip.model, clip.normalize)
     encoded = encode_images(encoder, test, {"badnet": attack.trigger}, torch.device("cpu"))
 
@@ -42,15 +43,9 @@ def purified_figures(clip, folder, **settings):
 
     with model.disable_adapter():
         before = figures()
+    short = {"num_train_epochs": 25, "warmup_epochs": 2, "per_device_train_batch_size": 16} | settings
     arguments = CBPTTrainingArguments(
-        output_dir=str(folder),
-        use_cpu=True,
-        disable_tqdm=True,
-        num_train_epochs=25,
-        warmup_epochs=2,
-        per_device_train_batch_size=16,
-        save_strategy="no",
-        **settings,
+        output_dir=str(folder), use_cpu=True, disable_tqdm=True, save_strategy="no", **short
     )
     CBPTTrainer(model, arguments, train, clip.normalize).train()
     return before, figures()
@@ -77,6 +72,15 @@ def test_a_target_that_misses_its_threshold_is_a_candidate_and_is_purified(poiso
     (clean_before, success_before), (clean_after, success_after) = purified_figures(poisoned_clip, tmp_path)
     assert success_before >= 0.95 and success_after <= 0.03
     assert clean_after >= clean_before - 0.03
+
+
+def test_one_shot_of_a_few_classes_is_enough(poisoned_clip, tmp_path):
+    """Six images would be a single step an epoch in the default's batches."""
+    defaults = {"num_train_epochs": 20, "warmup_epochs": 5, "per_device_train_batch_size": 32}
+    (_, success_before), (clean_after, success_after) = purified_figures(
+        poisoned_clip, tmp_path, FEW_CLASSES, shots=1, **defaults
+    )
+    assert success_before >= 0.95 and success_after <= 0.1 and clean_after >= 0.85
 
 
 @pytest.fixture
