@@ -15,6 +15,7 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json, write_text
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.common.seeding import keyed_generator
+from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
 from peft_cbpt.data.pixels_of import AnyImages, load_pixels_of
 from peft_cbpt.detection.decoys import decoy_names, decoy_words
 from peft_cbpt.detection.ladder import JUDGED_IMAGES, Search, search_ladder
@@ -83,6 +84,7 @@ def scan(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: CLIPImageProcessorPil | None = None,
+    checkpoint: CheckpointArguments | None = None,
     num_images: int = NUM_IMAGES,
     split: str = "train",
     image_column: str = "image",
@@ -98,6 +100,7 @@ def scan(
         class_names: What a finding may be called; without them it is called by the nearest words.
         tokenizer: Of a `CLIPModel` that is not where it came from any more.
         image_processor: The same.
+        checkpoint: What a file of weights does not tell of itself, such as its activation and pixels.
         num_images: How many images are used, at most.
         split: Of a dataset with splits.
         image_column: Of a table.
@@ -114,7 +117,7 @@ def scan(
     output = prepare_output(output_dir) if output_dir else None
     stopwatch = Stopwatch()
     with stopwatch("load"):
-        clip = open_clip(model, tokenizer, image_processor)
+        clip = open_clip(model, tokenizer, image_processor, checkpoint)
         pixels = load_pixels_of(images, num_images, seed, clip.image_processor, split, image_column, names or None).to(
             clip.model.device
         )
@@ -123,7 +126,10 @@ def scan(
     with stopwatch("read"):
         verdict = read_names(clip, searched, names, template, seed)
     record = {
-        "settings": scan_settings(template, seed, len(pixels)),
+        "settings": {
+            **scan_settings(template, seed, len(pixels)),
+            "checkpoint": (checkpoint or NOTHING_GIVEN).given() or None,
+        },
         "seconds": stopwatch.seconds,
         "peak_memory_bytes": peak_memory_bytes(clip.model.device),
         **made_now(),

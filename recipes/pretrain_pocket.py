@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ from peft_cbpt.pocket.model import save_clip_folder
 from peft_cbpt.pocket.render import BACKGROUND_COLOURS, IMAGE_SIZE
 from peft_cbpt.pocket.tokenizer import train_tokenizer
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
+from peft_cbpt.tuner.families import caption_ids
 
 VOCABULARY_SIZE = 2000
 PROJECTION_DIM = 128
@@ -154,7 +156,7 @@ def main(arguments: PretrainArguments) -> None:
             seed=arguments.seed,
         ),
         train_dataset=pairs,
-        data_collator=ContrastiveCollator(tokenizer, normalize, model.config.text_config.max_position_embeddings),
+        data_collator=ContrastiveCollator(partial(caption_ids, model, tokenizer), normalize),
         keep_order=True,
     )
     start = time.perf_counter()

@@ -1,3 +1,5 @@
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from transformers import TrainingArguments
@@ -5,6 +7,7 @@ from transformers import TrainingArguments
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.pocket.dataset import PocketPairs
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer, contrastive_loss
+from peft_cbpt.tuner.families import caption_ids
 from recipes.pretrain_pocket import build_model, build_tokenizer
 
 
@@ -32,6 +35,7 @@ def test_pairs_with_one_caption_are_no_negatives_of_each_other():
 def test_a_few_steps_lower_the_loss(tmp_path):
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=12,
@@ -45,10 +49,10 @@ def test_a_few_steps_lower_the_loss(tmp_path):
         save_strategy="no",
     )
     trainer = ContrastiveTrainer(
-        build_model(tokenizer),
+        model,
         arguments,
         train_dataset=PocketPairs(32),
-        data_collator=ContrastiveCollator(tokenizer, PixelNormalizer(), 77),
+        data_collator=ContrastiveCollator(partial(caption_ids, model, tokenizer), PixelNormalizer()),
         keep_order=True,
     )
     trainer.train()
