@@ -67,9 +67,11 @@ class CBPTConfig(PeftConfig):
         bos_token_id (`int`, *optional*):
             Recorded: the token every prompt starts with, if there is one.
         eos_token_id (`int`, *optional*):
-            Recorded: the token every prompt ends with, at which most text towers pool.
+            Recorded: the token every prompt ends with, if there is one, at which most text towers pool.
         pad_token_id (`int`, *optional*):
             Recorded: the token that prompts are filled up with where the text tower pools its last place (SigLIP).
+        padding_side (`str`, *optional*):
+            Recorded: the side on which they are filled up then, `"left"` or `"right"`.
         base_fingerprint (`dict[str, str]`, *optional*):
             Recorded by [`~CBPTConfig.record_base`]: the hash of the base's weights, and of its copies in half
             precision. Loading the adapter onto another model warns (`BaseMismatchWarning`); with
@@ -125,6 +127,9 @@ class CBPTConfig(PeftConfig):
     eos_token_id: int | None = field(default=None, metadata={"help": "Recorded: the token every prompt ends with."})
     pad_token_id: int | None = field(
         default=None, metadata={"help": "Recorded: what prompts of a fixed width are filled up with."}
+    )
+    padding_side: str | None = field(
+        default=None, metadata={"help": "Recorded: the side on which prompts of a fixed width are filled up."}
     )
     base_fingerprint: dict[str, str] | None = field(
         default=None, metadata={"help": "Recorded: hash of the base's weights, by the dtype they are rounded to."}

@@ -102,10 +102,13 @@ class CBPTModel(BaseTuner):
         """
         prompts, learned = self._layer.class_prompts[self._active_name()], not self._layer.disable_adapters
         indices = torch.arange(len(prompts.learned)) if class_indices is None else torch.as_tensor(class_indices)
-        groups = length_groups(prompts.lengths(learned, indices), chunk_size)
+        lengths = prompts.lengths(learned, indices)
+        if len(prefix_ids) > (room := num_places(self.model) - max(lengths)):
+            raise ValueError(f"prefix_ids has {len(prefix_ids)} tokens, but the text tower has room for {room} more.")
+        groups = length_groups(lengths, chunk_size)
         features, kept = [], 0
         for group in groups:
-            input_ids = self._with_prefix(indices[group], prefix_ids)
+            input_ids = prompts.input_ids(learned, indices[group], self._layer.weight.device, prefix_ids)
             kept += input_ids.numel()
             if chunk_size is None or kept <= kept_tokens:
                 features.append(self._encode(input_ids))
@@ -126,16 +129,6 @@ class CBPTModel(BaseTuner):
         """How many tokens the prompt of every class has, from BOS to EOS, without what fills it up."""
         prompts = self._layer.class_prompts[self._active_name()]
         return prompts.lengths(not self._layer.disable_adapters)
-
-    def _with_prefix(self, indices: torch.Tensor, prefix_ids: Sequence[int]) -> torch.Tensor:
-        prompts, learned = self._layer.class_prompts[self._active_name()], not self._layer.disable_adapters
-        input_ids, places = self.class_prompt_ids(indices), num_places(self.model)
-        room = places - max(prompts.lengths(learned, indices))
-        if len(prefix_ids) > room:
-            raise ValueError(f"prefix_ids has {len(prefix_ids)} tokens, but the text tower has room for {room} more.")
-        prefix = torch.tensor(list(prefix_ids), dtype=torch.long, device=input_ids.device).expand(len(input_ids), -1)
-        start = len(prompts.recorded.start)
-        return torch.cat([input_ids[:, :start], prefix, input_ids[:, start:]], 1)[:, :places]
 
     @torch.no_grad()
     def export(
