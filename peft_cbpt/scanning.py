@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
@@ -16,7 +17,9 @@ from peft_cbpt.common.files import prepare_output, write_json, write_text
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
+from peft_cbpt.data.images import LabelledImages, load_labelled_images
 from peft_cbpt.data.pixels_of import AnyImages, load_pixels_of
+from peft_cbpt.data.shots import one_split
 from peft_cbpt.detection.decoys import decoy_names, decoy_words
 from peft_cbpt.detection.ladder import JUDGED_IMAGES, Search, search_ladder
 from peft_cbpt.detection.reading import Reading, Vocabulary, clean_scale, read_all
@@ -25,6 +28,7 @@ from peft_cbpt.detection.suspects import Suspicion
 from peft_cbpt.detection.text_keys import KeyReading, read_after_words
 from peft_cbpt.detection.verdict import DOUBT, Answer, Finding, Weighed, suspicion_from, weigh
 from peft_cbpt.evaluation.measure import text_features
+from peft_cbpt.evaluation.reading import warn_of_reading
 from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import open_clip
 from peft_cbpt.reports.scan_page import FoundPicture, render_scan_page
@@ -121,6 +125,8 @@ def scan(
         pixels = load_pixels_of(images, num_images, seed, clip.image_processor, split, image_column, names or None).to(
             clip.model.device
         )
+        if (labelled := _labelled(images, names, split, image_column, clip)) is not None:
+            warn_of_reading(clip, labelled, labelled.dataset.features["label"].names, template)
     with stopwatch("search"):
         searched = search_model(clip, pixels, template, seed)
     with stopwatch("read"):
@@ -144,6 +150,21 @@ def scan(
         ]
         write_text(output / PAGE_FILE, render_scan_page(results, pictures, output))
     return replace(verdict, results=results)
+
+
+def _labelled(
+    images: AnyImages, names: Sequence[str], split: str, image_column: str, clip: LoadedCLIP
+) -> LabelledImages | None:
+    """The images with their labels, if they have some that the names, or names of their own, are of."""
+    if not isinstance(images, str | datasets.Dataset | LabelledImages):
+        return None
+    try:
+        rows = load_labelled_images(
+            one_split(images, split), split, names or None, image_column=image_column, images_per_class=2
+        )
+    except InputError:
+        return None
+    return LabelledImages(rows, clip.image_processor)
 
 
 @dataclass(frozen=True)

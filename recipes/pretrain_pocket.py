@@ -66,7 +66,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def build_siglip(tokenizer: CLIPTokenizer) -> SiglipModel:
-    """An untrained pocket SigLIP with towers of the same sizes; scale and bias start where SigLIP's do."""
+    """An untrained pocket SigLIP with larger patches; scale and bias start where SigLIP's do."""
     text = SiglipTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -85,7 +85,7 @@ def build_siglip(tokenizer: CLIPTokenizer) -> SiglipModel:
         num_hidden_layers=4,
         num_attention_heads=4,
         image_size=IMAGE_SIZE,
-        patch_size=8,
+        patch_size=12,
     )
     model = SiglipModel(SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict()))
     model.logit_scale.data.fill_(math.log(10))

@@ -35,6 +35,7 @@ from peft_cbpt.evaluation.measure import (
     encode_versions,
     ranked_classes,
 )
+from peft_cbpt.evaluation.reading import warn_of_reading
 from peft_cbpt.pocket.model import open_clip
 
 EVALUATION_FILE = "evaluation.json"
@@ -137,8 +138,14 @@ def evaluate(
         jobs, read = _jobs(opened, eval_sets, attacks)
         cells = read_cells(output) if output else {}
         state.wait_for_everyone()  # every process has seen the same cells
+    missing = [job for job in jobs if job.key not in cells]
+    if missing and state.is_main_process and eval_sets[0].images is not None:
+        with stopwatch("check the reading"):
+            images: Any = eval_sets[0].my_images(base.image_processor)
+            base.model.to(state.device)
+            warn_of_reading(base, images, eval_sets[0].class_names, arguments.template)
+            base.model.cpu()
     with stopwatch("evaluate"):
-        missing = [job for job in jobs if job.key not in cells]
         for _, group in groupby(missing, lambda job: (job.eval_set.name, id(job.classifier.clip))):
             for key, figures in _run(list(group), arguments).items():
                 cells[key] = write_cell(output, key, figures) if state.is_main_process else {}

@@ -14,7 +14,7 @@ from tiny_clips import NUM_POSITIONS
 from transformers import CLIPModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_cbpt import CBPTConfig
-from peft_cbpt.tuner.families import caption_ids
+from peft_cbpt.tuner.families import caption_ids, family_of, num_places
 
 
 def by_hand(base: PreTrainedModel, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
@@ -98,6 +98,37 @@ def test_disabled_means_the_template(
     torch.testing.assert_close(disabled, logits(base, pixels, input_ids=prompts), atol=1e-5, rtol=1e-5)
     assert torch.equal(logits(model, pixels), enabled)
     assert torch.equal(enabled, disabled) == (row.config.get("context_init") == "template")
+
+
+def test_words_before_the_prompts_stand_behind_bos(row: Row, model: PeftModel, base: PreTrainedModel) -> None:
+    config, places = model.active_peft_config, num_places(base)
+    first = 0 if config.bos_token_id is None else 1
+    rows = [[*ids[:first], 5, 6, *ids[first:]] for ids in config.template_token_ids]
+    if family_of(base).fills_prompts:
+        padding = [[config.pad_token_id] * (places - len(ids)) for ids in rows]
+        rows = [
+            more + ids if config.padding_side == "left" else ids + more
+            for ids, more in zip(rows, padding, strict=True)
+        ]
+    with torch.no_grad(), model.disable_adapter():
+        found = model.encode_class_prompts(prefix_ids=[5, 6])
+        expected = [base.get_text_features(torch.tensor([ids])).pooler_output[0] for ids in rows]
+    torch.testing.assert_close(found, torch.nn.functional.normalize(torch.stack(expected)), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="has room for"):
+        model.encode_class_prompts(prefix_ids=[5] * places)
+
+
+def test_cutting_rows_is_exact_where_it_is_done_and_only_there(
+    row: Row, base: PreTrainedModel, row_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Prompts are cut to the longest; a text tower that sees the whole row has other features then."""
+    row_tokenizer.padding_side = "right"
+    whole = row_tokenizer(["a cat."], padding="max_length", max_length=NUM_POSITIONS, return_tensors="pt").input_ids
+    cut = row_tokenizer(["a cat."], return_tensors="pt").input_ids
+    with torch.no_grad():
+        first, second = (base.get_text_features(ids).pooler_output for ids in (whole, cut))
+    far = 1 - torch.nn.functional.cosine_similarity(first, second).item()
+    assert far > 1e-3 if family_of(base).fills_prompts else far < 1e-6
 
 
 def test_training_moves_the_context_and_nothing_else(model: PeftModel, pixels: torch.Tensor) -> None:
