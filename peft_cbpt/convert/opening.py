@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from tempfile import mkdtemp
 
-from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 
 from peft_cbpt.common.cache_dir import default_cache_dir
 from peft_cbpt.common.errors import InputError, first_line
@@ -73,7 +73,7 @@ def _download(name: str) -> Path | None:
     except Exception:  # the Hub raises many kinds; load_clip explains what is missing
         return None
     try:
-        files = list_repo_files(name)
+        files = [file.rfilename for file in HfApi().model_info(name).siblings or ()]
     except Exception:  # offline: what an earlier run has brought
         files = [file.name for file in folder.iterdir()]
     if not is_transformers(folder):
