@@ -6,7 +6,12 @@ from transformers import TrainingArguments
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.pocket.dataset import PocketPairs
-from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer, contrastive_loss
+from peft_cbpt.training.contrastive_trainer import (
+    ContrastiveCollator,
+    ContrastiveTrainer,
+    contrastive_loss,
+    sigmoid_loss,
+)
 from peft_cbpt.tuner.families import caption_ids
 from recipes.pretrain_pocket import build_model, build_tokenizer
 
@@ -58,3 +63,14 @@ def test_a_few_steps_lower_the_loss(tmp_path):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
+
+
+def test_the_loss_of_siglip_asks_every_pair_by_itself():
+    image, text = (F.normalize(torch.randn(3, 8), dim=1) for _ in range(2))
+    scale, bias, same = torch.tensor(10.0), torch.tensor(-2.0), torch.eye(3).bool()
+    expected = 0.0
+    for i in range(3):
+        for j in range(3):
+            belongs = torch.sigmoid(scale * image[i] @ text[j] + bias)
+            expected -= (belongs if i == j else 1 - belongs).log() / 3
+    torch.testing.assert_close(sigmoid_loss(image, text, scale, bias, same), expected)
