@@ -141,9 +141,9 @@ def evaluate(
     missing = [job for job in jobs if job.key not in cells]
     if missing and state.is_main_process and eval_sets[0].images is not None:
         with stopwatch("check the reading"):
-            images: Any = eval_sets[0].my_images(base.image_processor)
+            shots: Any = eval_sets[0].my_images(base.image_processor)
             base.model.to(state.device)
-            warn_of_reading(base, images, eval_sets[0].class_names, arguments.template)
+            warn_of_reading(base, shots, eval_sets[0].class_names, arguments.template)
             base.model.cpu()
     with stopwatch("evaluate"):
         for _, group in groupby(missing, lambda job: (job.eval_set.name, id(job.classifier.clip))):

@@ -133,7 +133,8 @@ def _same(one: PixelNormalizer, other: PixelNormalizer) -> bool:
 
 
 def _drawn(images: Any) -> tuple[Tensor, Tensor]:
-    pixels, labels = [], []
+    pixels: list[Tensor] = []
+    labels: list[int] = []
     for row in keyed_generator("reading").permutation(len(images)).tolist():
         if len(pixels) == SHOTS:
             break

@@ -15,6 +15,7 @@ SHIPPED_MODELS = {
     "pocket:clean": ASSETS / "clip-clean",
     "pocket:badnet": ASSETS / "clip-badnet",
     "pocket:resnet-badnet": ASSETS / "clip-resnet-badnet",
+    "pocket:siglip-badnet": ASSETS / "clip-siglip-badnet",
 }
 
 
