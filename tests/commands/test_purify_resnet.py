@@ -1,4 +1,4 @@
-"""The main job on the embedded CLIPs that are no ViT: the trigger wins before and loses after, if only on the ResNet."""
+"""The main job on the embedded CLIPs that are no ViT: the trigger wins before, and on the ResNet it loses after."""
 
 import json
 
