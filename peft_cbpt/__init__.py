@@ -12,6 +12,7 @@ from peft_cbpt.common.extras import named_extras
 from peft_cbpt.tuner import BaseMismatchWarning, CBPTConfig, CBPTModel
 
 if TYPE_CHECKING:
+    from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
     from peft_cbpt.evaluation.evaluate import evaluate
     from peft_cbpt.hub.push import push_adapter
     from peft_cbpt.purification import purify
@@ -30,6 +31,7 @@ __all__ = [
     "CBPTTrainingArguments",
     "CLIPResNetConfig",
     "CLIPResNetModel",
+    "CheckpointArguments",
     "EncoderPurifier",
     "EncoderPurifierArguments",
     "evaluate",
@@ -42,6 +44,7 @@ __all__ = [
 _LAZY = {
     "CBPTTrainer": "peft_cbpt.training.cbpt_trainer",
     "CBPTTrainingArguments": "peft_cbpt.training.cbpt_arguments",
+    "CheckpointArguments": "peft_cbpt.convert.checkpoint_arguments",
     "EncoderPurifier": "peft_cbpt.training.encoder_trainer",
     "EncoderPurifierArguments": "peft_cbpt.training.encoder_arguments",
     "evaluate": "peft_cbpt.evaluation.evaluate",

@@ -25,6 +25,7 @@ from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import alone_in, prepare_output, removed_afterwards, save_tensors, write_json
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
+from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
 from peft_cbpt.data.shots import Images, ShotArguments, ShotsAndTest, name_of_images, shots_and_test
 from peft_cbpt.evaluation.classifiers import adapter_features, check_room
 from peft_cbpt.evaluation.measure import EncodedImages, encode_images, measure
@@ -112,6 +113,7 @@ def purify(
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: CLIPImageProcessorPil | None = None,
     dry_run: bool = False,
+    checkpoint: CheckpointArguments | None = None,
     **options: Any,
 ) -> Purified | Plan:
     """Purify a CLIP with a few clean images; all processes of a run call.
@@ -126,6 +128,7 @@ def purify(
         tokenizer: Of a loaded model, where it is not found under the model's name.
         image_processor: Likewise.
         dry_run: Open and check everything, tell what the run will cost, and stop; nothing is written.
+        checkpoint: What a file of weights does not tell of itself, such as its activation and pixels.
         **options: The fields of `PurifyArguments`.
 
     Raises:
@@ -143,7 +146,7 @@ def purify(
         stopwatch = Stopwatch()
         set_seed(training.seed)
         with stopwatch("load"):
-            clip = open_clip(model, tokenizer, image_processor)
+            clip = open_clip(model, tokenizer, image_processor, checkpoint)
             name = model if isinstance(model, str) else clip.model.name_or_path or ""
             base = name_of_base(name, arguments.base_model_id)
             push = plan_push(training, base)
@@ -161,6 +164,7 @@ def purify(
             "dataset_name": name_of_images(images),
             "test_dataset_name": None if test_images is None else name_of_images(test_images),
             "attacks": list(job.attacks),
+            "checkpoint": (checkpoint or NOTHING_GIVEN).given() or None,
         }
         results = shareable(
             {

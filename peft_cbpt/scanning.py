@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
@@ -15,6 +16,9 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json, write_text
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.common.seeding import keyed_generator
+from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
+from peft_cbpt.data.images import LabelledImages, load_labelled_images
+from peft_cbpt.data.shots import one_split
 from peft_cbpt.data.unlabelled import AnyImages, UnlabelledImages
 from peft_cbpt.detection.decoys import decoy_names, decoy_words
 from peft_cbpt.detection.ladder import JUDGED_IMAGES, SEARCH_IMAGES, Search, ladder_passes, search_ladder
@@ -24,6 +28,7 @@ from peft_cbpt.detection.suspects import Suspicion
 from peft_cbpt.detection.text_keys import KeyReading, read_after_words
 from peft_cbpt.detection.verdict import DOUBT, Answer, Finding, Weighed, suspicion_from, weigh
 from peft_cbpt.evaluation.measure import text_features
+from peft_cbpt.evaluation.reading import warn_of_reading
 from peft_cbpt.features.plan import Passes, Plan, make_plan
 from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import open_clip
@@ -84,6 +89,7 @@ def scan(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: CLIPImageProcessorPil | None = None,
+    checkpoint: CheckpointArguments | None = None,
     num_images: int = NUM_IMAGES,
     split: str = "train",
     image_column: str = "image",
@@ -100,6 +106,7 @@ def scan(
         class_names: What a finding may be called; without them it is called by the nearest words.
         tokenizer: Of a `CLIPModel` that is not where it came from any more.
         image_processor: The same.
+        checkpoint: What a file of weights does not tell of itself, such as its activation and pixels.
         num_images: How many images are used, at most.
         split: Of a dataset with splits.
         image_column: Of a table.
@@ -117,7 +124,7 @@ def scan(
     output = prepare_output(output_dir) if output_dir and not dry_run else None
     stopwatch = Stopwatch()
     with stopwatch("load"):
-        clip = open_clip(model, tokenizer, image_processor)
+        clip = open_clip(model, tokenizer, image_processor, checkpoint)
         few = UnlabelledImages(
             images,
             clip.image_processor,
@@ -130,6 +137,8 @@ def scan(
         if len(few) < 2:
             raise InputError(f"a scan needs at least 2 images that can be read, it has {len(few)}: give some more")
         pixels = few.pixels().to(clip.model.device)
+        if (labelled := _labelled(images, names, split, image_column, clip)) is not None:
+            warn_of_reading(clip, labelled, labelled.dataset.features["label"].names, template)
     if dry_run:
         return _plan(clip, pixels)
     with stopwatch("search"):
@@ -137,7 +146,10 @@ def scan(
     with stopwatch("read"):
         verdict = read_names(clip, searched, names, template, seed)
     record = {
-        "settings": scan_settings(template, seed, len(pixels)),
+        "settings": {
+            **scan_settings(template, seed, len(pixels)),
+            "checkpoint": (checkpoint or NOTHING_GIVEN).given() or None,
+        },
         "seconds": stopwatch.seconds,
         "peak_memory_bytes": peak_memory_bytes(clip.model.device),
         **made_now(),
@@ -160,6 +172,21 @@ def _plan(clip: LoadedCLIP, pixels: Tensor) -> Plan:
     encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
     at_once = pixels[: min(SEARCH_IMAGES, len(pixels) // 2)]
     return make_plan({"images": len(pixels)}, Passes(len(pixels)) + passes + passes, encode, at_once)
+
+
+def _labelled(
+    images: AnyImages, names: Sequence[str], split: str, image_column: str, clip: LoadedCLIP
+) -> LabelledImages | None:
+    """The images with their labels, if they have some that the names, or names of their own, are of."""
+    if not isinstance(images, str | datasets.Dataset | LabelledImages):
+        return None
+    try:
+        rows = load_labelled_images(
+            one_split(images, split), split, names or None, image_column=image_column, images_per_class=2
+        )
+    except InputError:
+        return None
+    return LabelledImages(rows, clip.image_processor)
 
 
 @dataclass(frozen=True)

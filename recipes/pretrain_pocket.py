@@ -7,10 +7,12 @@ and `training.json` with the seed, the settings and the held-out accuracy.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +24,11 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     HfArgumentParser,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
     TrainingArguments,
     set_seed,
 )
@@ -38,10 +45,13 @@ from peft_cbpt.pocket.model import save_clip_folder
 from peft_cbpt.pocket.render import BACKGROUND_COLOURS, IMAGE_SIZE
 from peft_cbpt.pocket.tokenizer import train_tokenizer
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
+from peft_cbpt.tuner.families import caption_ids
 
 VOCABULARY_SIZE = 2000
 PROJECTION_DIM = 128
-ARCHITECTURES = ("vit", "resnet")
+ARCHITECTURES = ("vit", "resnet", "siglip")
+SIGLIP_PLACES = 24
+"""Every caption is filled up to so many tokens; the longest have 18."""
 
 
 def _corpus() -> Iterable[str]:
@@ -55,14 +65,45 @@ def build_tokenizer() -> CLIPTokenizer:
     return train_tokenizer(_corpus(), VOCABULARY_SIZE)
 
 
-def build_model(tokenizer: CLIPTokenizer, architecture: str = "vit") -> CLIPModel:
-    """An untrained pocket CLIP with a `vit` or a `resnet` image tower; its text tower keeps CLIP's 77 positions.
+def build_siglip(tokenizer: CLIPTokenizer) -> SiglipModel:
+    """An untrained pocket SigLIP with larger patches; scale and bias start where SigLIP's do."""
+    text = SiglipTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=SIGLIP_PLACES,
+        projection_size=PROJECTION_DIM,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=PROJECTION_DIM,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=12,
+    )
+    model = SiglipModel(SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict()))
+    model.logit_scale.data.fill_(math.log(10))
+    model.logit_bias.data.fill_(-10)
+    return model
+
+
+def build_model(tokenizer: CLIPTokenizer, architecture: str = "vit") -> CLIPModel | SiglipModel:
+    """An untrained pocket CLIP with a `vit` or a `resnet` image tower, or a `siglip`; CLIP's text tower keeps its 77
+    positions.
 
     Raises:
         InputError: for another architecture.
     """
     if architecture not in ARCHITECTURES:
         raise InputError(f"there is no pocket architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}")
+    if architecture == "siglip":
+        return build_siglip(tokenizer)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -103,8 +144,10 @@ def build_model(tokenizer: CLIPTokenizer, architecture: str = "vit") -> CLIPMode
     )
 
 
-def build_image_processor() -> CLIPImageProcessorPil:
-    """Resize and crop to the pocket resolution; normalise with CLIP's mean and standard deviation."""
+def build_image_processor(architecture: str = "vit") -> CLIPImageProcessorPil | SiglipImageProcessorPil:
+    """Resize to the pocket resolution; normalise as CLIP or SigLIP do."""
+    if architecture == "siglip":
+        return SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     return CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     )
@@ -113,7 +156,9 @@ def build_image_processor() -> CLIPImageProcessorPil:
 @dataclass
 class PretrainArguments:
     output_dir: str = field(metadata={"help": "Folder to write the model to."})
-    architecture: str = field(default="vit", metadata={"help": "Image tower.", "choices": list(ARCHITECTURES)})
+    architecture: str = field(
+        default="vit", metadata={"help": "Image tower, or SigLIP.", "choices": list(ARCHITECTURES)}
+    )
     num_classes: int | None = field(default=None, metadata={"help": "Learn the first so many classes only."})
     steps: int = field(default=2000, metadata={"help": "Optimiser steps."})
     learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak learning rate of AdamW, cosine schedule."})
@@ -128,7 +173,8 @@ def main(arguments: PretrainArguments) -> None:
     output = Path(arguments.output_dir)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, arguments.architecture)
-    normalize = PixelNormalizer()
+    image_processor = build_image_processor(arguments.architecture)
+    normalize = PixelNormalizer(tuple(image_processor.image_mean), tuple(image_processor.image_std))
     names = class_names()[: arguments.num_classes]
     pairs = PocketPairs(arguments.steps * arguments.batch_size, split=f"pretrain{arguments.seed}", class_names=names)
     trainer = ContrastiveTrainer(
@@ -154,7 +200,7 @@ def main(arguments: PretrainArguments) -> None:
             seed=arguments.seed,
         ),
         train_dataset=pairs,
-        data_collator=ContrastiveCollator(tokenizer, normalize, model.config.text_config.max_position_embeddings),
+        data_collator=ContrastiveCollator(partial(caption_ids, model, tokenizer), normalize),
         keep_order=True,
     )
     start = time.perf_counter()
@@ -170,7 +216,7 @@ def main(arguments: PretrainArguments) -> None:
         features = encode_in_batches(image_encoder(model, normalize), render_samples(ids)[0])
         top1[domain] = accuracy(features, labels, text.cpu())
     if trainer.is_world_process_zero():
-        save_clip_folder(output, model, tokenizer, build_image_processor())
+        save_clip_folder(output, model, tokenizer, image_processor)
         settings = {name: value for name, value in vars(arguments).items() if name != "output_dir"}
         record = settings | {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

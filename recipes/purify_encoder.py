@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.commands.parsing import DRY_RUN, going_on, parse, run_command
 from peft_cbpt.commands.printing import print_skipped
 from peft_cbpt.common.processes import join_processes
+from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.data.unlabelled import UnlabelledImages
-from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.pocket.model import open_clip
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_trainer import EncoderPurifier, purify_encoder
 from peft_cbpt.training.plan import plan_encoder
@@ -34,9 +34,11 @@ class ModelAndImages:
 
 def main(argv: Sequence[str]) -> None:
     """Purify and save the adapter."""
-    chosen, arguments = parse([ModelAndImages, EncoderPurifierArguments], argv, __doc__ or "")
+    chosen, checkpoint, arguments = parse(
+        [ModelAndImages, CheckpointArguments, EncoderPurifierArguments], argv, __doc__ or ""
+    )
     state = join_processes()
-    clip = load_clip(resolve_model(chosen.model_name_or_path))
+    clip = open_clip(chosen.model_name_or_path, checkpoint=checkpoint)
     images = UnlabelledImages(chosen.images, clip.image_processor, chosen.num_images, split=chosen.split)
     if chosen.dry_run:
         print(plan_encoder(EncoderPurifier(clip.model, arguments, images, clip.normalize)))

@@ -1,31 +1,34 @@
 """Loading a suspicious CLIP from a folder or the Hub, safely and with readable errors."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoTokenizer,
-    CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
+    Siglip2ImageProcessorPil,
+    SiglipImageProcessorPil,
 )
 
 from peft_cbpt.clip.pixels import PixelNormalizer
-from peft_cbpt.clip.resnet import CLIPResNetConfig
 from peft_cbpt.common.errors import InputError, first_line
+from peft_cbpt.tuner.families import FAMILIES, caption_ids, family_of, image_side, num_places
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-MODEL_TYPES = (CLIPConfig.model_type, CLIPResNetConfig.model_type)
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 
 
 @dataclass(frozen=True)
 class LoadedCLIP:
-    """A CLIP with everything needed to feed it."""
+    """A CLIP of any family in `tuner.families` with everything needed to feed it."""
 
     model: CLIPModel
     tokenizer: PreTrainedTokenizerBase
@@ -39,8 +42,11 @@ class LoadedCLIP:
     @property
     def max_text_length(self) -> int:
         """Tokens that the text tower has positions for."""
-        text_config: Any = self.model.config.text_config
-        return text_config.max_position_embeddings
+        return num_places(self.model)
+
+    def caption_ids(self, captions: Sequence[str]) -> Tensor:
+        """Token ids (n, L) of captions, as the text tower wants them."""
+        return caption_ids(self.model, self.tokenizer, captions)
 
     def word_ids(self, text: str) -> list[int]:
         """Token ids of a text without BOS and EOS."""
@@ -58,26 +64,24 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
     if looks_local or Path(name_or_path).exists():
         _check_folder(Path(name_or_path))
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
+        model_type = PreTrainedConfig.get_config_dict(name_or_path)[0]["model_type"]
     except Exception as error:  # damaged files raise errors of many kinds
         raise InputError(
             f"cannot read the config of the model {name_or_path!r}: give the folder of a saved CLIP or a Hub id that "
             f"can be reached ({first_line(error)})"
         ) from error
-    if config.model_type not in MODEL_TYPES:
-        raise InputError(
-            f"{name_or_path} is a {config.model_type!r} model, not a CLIP: give a CLIPModel or CLIPResNetModel"
-        )
+    check_served(model_type, name_or_path)
     try:
         loaded: Any = AutoModel.from_pretrained(
             name_or_path,
             use_safetensors=True,
+            trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
         )
         model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        image_processor = CLIPImageProcessorPil.from_pretrained(name_or_path)
+        image_processor = load_image_processor(name_or_path, model)
     except Exception as error:
         raise InputError(
             f"cannot load the CLIP in {name_or_path}: download or save it again with its safetensors weights, "
@@ -87,6 +91,10 @@ def load_clip(name_or_path: str) -> LoadedCLIP:
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"the checkpoint {name_or_path} lacks {len(missing)} weights, such as {missing[0]}: it is incomplete"
+        )
+    if left := sorted(report["unexpected_keys"]):
+        warnings.warn(
+            f"weights of {name_or_path} that its model has no place for are left out: {', '.join(left)}", stacklevel=2
         )
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -110,12 +118,41 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def check_served(model_type: str, name: str) -> None:
+    """Raises an InputError for a model of another family than those of `tuner.families`."""
+    if model_type not in FAMILIES:
+        served = ", ".join(FAMILIES)
+        raise InputError(
+            f"{name} is a {model_type!r} model, not a CLIP of a kind that is served: give one of {served}"
+        )
+
+
+def load_image_processor(name_or_path: str, model: Any) -> Any:
+    """A model's own image processor. That of SigLIP 2 gives patches: in its place comes one of square images,
+    the middle of what is given, in the size that fills the places of the model.
+    """
+    family = family_of(model)
+    if family.takes_patches:
+        own = Siglip2ImageProcessorPil.from_pretrained(name_or_path)
+        square = {"height": image_side(model), "width": image_side(model)}
+        return CLIPImageProcessorPil(
+            size={"shortest_edge": image_side(model)},
+            crop_size=square,
+            resample=own.resample,
+            image_mean=own.image_mean,
+            image_std=own.image_std,
+        )
+    kind = SiglipImageProcessorPil if family.fills_prompts else CLIPImageProcessorPil
+    return kind.from_pretrained(name_or_path)
+
+
 def _check_image_processor(model: CLIPModel, image_processor: CLIPImageProcessorPil, name: str) -> None:
-    vision: Any = model.config.vision_config
-    side = vision.image_size
-    crop = image_processor.crop_size
-    if (crop["height"], crop["width"]) != (side, side):
-        raise InputError(f"the image processor of {name} must crop to the {side} pixels of the model: mend crop_size")
+    side = image_side(model)
+    cropped = getattr(image_processor, "do_center_crop", None)
+    given = image_processor.crop_size if cropped else image_processor.size
+    if (given["height"], given["width"]) != (side, side):
+        what = "crop to" if cropped else "resize to both sides of"
+        raise InputError(f"the image processor of {name} must {what} the {side} pixels of the model: mend it")
     if not image_processor.image_mean or not image_processor.image_std:
         raise InputError(f"the image processor of {name} lacks image_mean or image_std: add them")
 
@@ -130,12 +167,14 @@ def wrap_clip(
     Raises:
         InputError: if it is no CLIP, or either is neither given nor found, or does not fit.
     """
-    if not isinstance(model, CLIPModel):
-        raise InputError(f"model must be a name, a CLIPModel or a LoadedCLIP, not a {type(model).__name__}")
+    if getattr(getattr(model, "config", None), "model_type", None) not in FAMILIES and not isinstance(
+        model, CLIPModel
+    ):
+        raise InputError(f"model must be a name, a CLIP of transformers or a LoadedCLIP, not a {type(model).__name__}")
     try:
         place = model.name_or_path or ""
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(place)
-        image_processor = image_processor or CLIPImageProcessorPil.from_pretrained(place)
+        image_processor = image_processor or load_image_processor(place, model)
     except Exception as error:
         raise InputError(
             f"no tokenizer or image processor is found for the model ({first_line(error)}): give both"

@@ -11,6 +11,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from peft_cbpt.clip.last_layer import only_class_token
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.tuner.families import image_inputs
 
 EncodeImage = Callable[[Tensor], Tensor]
 ROUNDING = 0.01
@@ -71,7 +72,8 @@ def image_encoder(clip: CLIPModel, normalize: PixelNormalizer) -> EncodeImage:
         if not (pixels.requires_grad or torch.compiler.is_compiling()):
             check_range(pixels)
         with only_class_token(clip.vision_model):
-            features = clip.get_image_features(pixel_values=normalize(pixels).to(clip.dtype)).pooler_output
+            inputs = image_inputs(clip, normalize(pixels).to(clip.dtype))
+            features = clip.get_image_features(**inputs).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
     return encode

@@ -12,6 +12,7 @@ from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.common.files import staged_folder
 from peft_cbpt.convert.architecture import described
+from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.convert.convert import (
     Checkpoint,
     build_model,
@@ -39,17 +40,6 @@ class ConvertArguments:
             "choices": ["transformers", "openai"],
         },
     )
-    activation: str | None = field(
-        default=None,
-        metadata={
-            "help": "Not told by the weights. By default a folder's config says it; for a file quick_gelu, as in "
-            "OpenAI's models and those trained from them. OpenCLIP models whose name lacks `quickgelu` need gelu.",
-            "choices": ["quick_gelu", "gelu"],
-        },
-    )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of the tokenizer; CLIP's own by default."}
-    )
     allow_unsafe: bool = field(
         default=False,
         metadata={"help": "Load pickles and TorchScript archives that run code. Only from people you trust."},
@@ -60,31 +50,23 @@ def convert(argv: Sequence[str]) -> None:
     """Convert a checkpoint; see the module's docstring."""
     if argv and not argv[0].startswith("-"):
         argv = ["--source", *argv]
-    (arguments,) = parse([ConvertArguments], argv, __doc__ or "", PAGE)
+    arguments, how = parse([ConvertArguments, CheckpointArguments], argv, __doc__ or "", PAGE)
     with staged_folder(arguments.output_dir) as staging:
         print(f"reading {arguments.source}", flush=True)
-        checkpoint = read_checkpoint(arguments.source, arguments.activation, arguments.allow_unsafe)
-        _describe(checkpoint, arguments)
+        checkpoint = read_checkpoint(arguments.source, how, arguments.allow_unsafe)
+        _describe(checkpoint)
         if arguments.to == "openai":
             save_openai(staging, checkpoint)
         else:
-            named = arguments.tokenizer or (str(checkpoint.folder) if checkpoint.folder else None)
+            named = how.tokenizer or (str(checkpoint.folder) if checkpoint.folder else None)
             tokenizer = find_tokenizer(named)
             save_transformers(staging, build_model(checkpoint), checkpoint, tokenizer)
             load_clip(str(staging))  # the folder must open as any other
     print(f"written to {arguments.output_dir}")
 
 
-def _describe(checkpoint: Checkpoint, arguments: ConvertArguments) -> None:
-    count = sum(value.numel() for name, value in checkpoint.weights.items())
-    if arguments.activation is not None:
-        why = "as given"
-    elif checkpoint.folder is not None or checkpoint.images:
-        why = "from the folder's config"
-    else:
-        why = "the default; --activation gelu for OpenCLIP models whose name lacks quickgelu"
-    print(f"{described(checkpoint.config)}; {count:,} weights, activation {checkpoint.activation} ({why})", flush=True)
-    if checkpoint.folder is None and not checkpoint.images:
-        print(
-            "nothing says how its images were normalised: OpenAI's mean and standard deviation are taken", flush=True
-        )
+def _describe(checkpoint: Checkpoint) -> None:
+    count = sum(value.numel() for value in checkpoint.weights.values())
+    print(f"{described(checkpoint.config)}; {count:,} weights, activation {checkpoint.activation}", flush=True)
+    for note in checkpoint.notes:
+        print(note, flush=True)

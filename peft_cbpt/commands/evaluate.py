@@ -10,6 +10,7 @@ from accelerate import PartialState
 from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import going_on, parse
 from peft_cbpt.commands.printing import print_columns, print_skipped
+from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.evaluation.classifiers import TEMPLATE
 from peft_cbpt.evaluation.evaluate import CLEAN, EVALUATION_FILE, EvaluationArguments
 from peft_cbpt.evaluation.evaluate import evaluate as run_evaluation
@@ -26,7 +27,7 @@ PAGE = HelpPage(
 class EvaluateArguments:
     """What to measure, on what."""
 
-    model_name_or_path: str = field(metadata={"help": "The CLIP: a folder, a Hub id or pocket:NAME."})
+    model_name_or_path: str = field(metadata={"help": "The CLIP: a folder, a file, a Hub id or pocket:NAME."})
     datasets: list[str] = field(
         metadata={"help": "Test sets, NAME or NAME@SPLIT: pocket:DOMAIN, imagenet-v2, a folder, a Hub id ..."}
     )
@@ -43,7 +44,8 @@ class EvaluateArguments:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Run the evaluation; see `recipes/evaluate_classifiers.py`."""
-    given, arguments = parse([EvaluateArguments, EvaluationArguments], argv, __doc__ or "", PAGE)
+    kinds = [EvaluateArguments, EvaluationArguments, CheckpointArguments]
+    given, arguments, checkpoint = parse(kinds, argv, __doc__ or "", PAGE)
     with going_on("the cells that are finished are kept: run the same again to go on"):
         results = run_evaluation(
             given.model_name_or_path,
@@ -51,6 +53,7 @@ def evaluate(argv: Sequence[str]) -> None:
             given.attacks,
             classifiers=given.classifiers,
             output_dir=given.output_dir,
+            checkpoint=checkpoint,
             **vars(arguments),
         )
     if PartialState().is_main_process:

@@ -184,6 +184,7 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
     """
     # peft 0.21 asks transformers 5.23 for a name that was replaced; users can do nothing about it
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         with stages_instead_of_bars():
             code = command(sys.argv[1:] if argv is None else argv)

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import DRY_RUN, going_on, parse
 from peft_cbpt.commands.printing import print_columns, print_skipped
+from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.features.plan import Plan
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.hub.evidence import figure_rows, suspected
@@ -37,7 +38,9 @@ PAGE = HelpPage(
 class PurifiedArguments:
     """What to purify, with which images, and which triggers to measure."""
 
-    model_name_or_path: str = field(metadata={"help": "The suspicious CLIP: a folder, a Hub id or pocket:NAME."})
+    model_name_or_path: str = field(
+        metadata={"help": "The suspicious CLIP: a folder, a file, a Hub id or pocket:NAME."}
+    )
     dataset_name: str = field(metadata={"help": "Clean images: pocket:DOMAIN, a folder, or a Hub id."})
     test_dataset_name: str | None = field(default=None, metadata={"help": "Test images; dataset_name by default."})
     attacks: list[str] = field(
@@ -49,8 +52,8 @@ class PurifiedArguments:
 
 def purify(argv: Sequence[str]) -> None:
     """Run the main job; see `recipes/purify.py`."""
-    kinds = [PurifiedArguments, PurifyArguments, CBPTTrainingArguments]
-    given, arguments, training = parse(kinds, argv, __doc__ or "", PAGE)
+    kinds = [PurifiedArguments, PurifyArguments, CheckpointArguments, CBPTTrainingArguments]
+    given, arguments, checkpoint, training = parse(kinds, argv, __doc__ or "", PAGE)
     with going_on("to go on from the last whole epoch, run again with --resume_from_checkpoint true"):
         purified = run_purification(
             given.model_name_or_path,
@@ -60,6 +63,7 @@ def purify(argv: Sequence[str]) -> None:
             training=training,
             output_dir=training.output_dir,
             dry_run=given.dry_run,
+            checkpoint=checkpoint,
             **vars(arguments),
         )
     if isinstance(purified, Plan):

@@ -9,6 +9,7 @@ from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import DRY_RUN, parse
 from peft_cbpt.commands.printing import print_columns
+from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.features.plan import Plan
 from peft_cbpt.scanning import NUM_IMAGES, SCAN_FILE
 from peft_cbpt.scanning import scan as run_scan
@@ -24,7 +25,9 @@ EXIT_CODES = {"clean": 0, "backdoored": 1, "unsure": 3}
 class ScanArguments:
     """What to scan, with which images."""
 
-    model_name_or_path: str = field(metadata={"help": "The suspicious CLIP: a folder, a Hub id or pocket:NAME."})
+    model_name_or_path: str = field(
+        metadata={"help": "The suspicious CLIP: a folder, a file, a Hub id or pocket:NAME."}
+    )
     dataset_name: str = field(metadata={"help": "Clean images: pocket:DOMAIN, a folder of files, or a Hub id."})
     output_dir: str = field(metadata={"help": "Folder for scan.json, pictures of triggers and scan.html."})
     class_names: list[str] | None = field(default=None, metadata={"help": "What a finding may be called."})
@@ -38,11 +41,12 @@ class ScanArguments:
 
 def scan(argv: Sequence[str]) -> int:
     """Run the scan; see `recipes/scan.py`. Returns the exit code: 0 clean, 1 backdoored, 3 unsure."""
-    (arguments,) = parse([ScanArguments], argv, __doc__ or "", PAGE)
+    arguments, checkpoint = parse([ScanArguments, CheckpointArguments], argv, __doc__ or "", PAGE)
     verdict = run_scan(
         arguments.model_name_or_path,
         arguments.dataset_name,
         arguments.class_names,
+        checkpoint=checkpoint,
         num_images=arguments.num_images,
         split=arguments.dataset_split,
         image_column=arguments.image_column,

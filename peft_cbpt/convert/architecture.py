@@ -9,6 +9,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetVisionConfig
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.convert.layout import is_resnet
+from peft_cbpt.convert.open_clip_config import NOTHING_SAID, OpenClipSettings
 
 HEAD_WIDTH = 64
 WIDER_HEADS = {1280: 80, 1408: 88, 1664: 104}
@@ -16,33 +17,32 @@ WIDER_HEADS = {1280: 80, 1408: 88, 1664: 104}
 
 
 FAMILIES = {
-    "logit_bias": "a SigLIP",
-    "visual.trunk.": "a CLIP with an image tower of timm, such as EVA or MobileCLIP",
-    "visual.blocks.": "an EVA-CLIP",
-    "text_decoder.": "a CoCa",
-    "transformer.embeddings.": "a CLIP with a BERT for its text tower, such as ALIGN, AltCLIP or ChineseCLIP",
-    "bert.": "a ChineseCLIP",
+    "visual.trunk.attn_pool.": "a SigLIP in OpenCLIP's form, of which only folders of transformers are served",
+    "vision_model.head.": "a SigLIP, of which only whole folders of transformers are served",
+    "visual.trunk.": "a CLIP with an image tower of timm, such as EVA or MobileCLIP, which is not served",
+    "visual.blocks.": "an EVA-CLIP, which is not served",
+    "text_decoder.": "a CoCa, which is not served",
+    "transformer.embeddings.": "a CLIP with a BERT for its text, such as AltCLIP, which is not served",
+    "bert.": "a ChineseCLIP, which is not served",
 }
-"""What the beginning of a weight's name tells of models that are not served."""
+"""What a part of a weight's name tells of models that are not plain CLIPs."""
 
 
 def check_family(state: Mapping[str, Tensor]) -> None:
     """Raises an InputError for a model of another family than plain CLIPs."""
-    for beginning, family in FAMILIES.items():
-        if name := next((name for name in state if name.startswith(beginning)), None):
-            raise InputError(f"the checkpoint is {family}, which is not served: it has {name}")
+    for part, family in FAMILIES.items():
+        if name := next((name for name in state if f".{part}" in f".{name}"), None):
+            raise InputError(f"the checkpoint is {family}: it has {name}")
 
 
-def config_of(
-    state: Mapping[str, Tensor], activation: str, head_width: int | None = None, text_heads: int | None = None
-) -> CLIPConfig:
+def config_of(state: Mapping[str, Tensor], activation: str, settings: OpenClipSettings = NOTHING_SAID) -> CLIPConfig:
     """The transformers config of a state dict in OpenAI's layout.
 
     Args:
         state: The weights.
         activation: `quick_gelu` or `gelu`.
-        head_width: Of the attention in a ViT; 64 by default, and that of ViT-H, g or bigG for towers of their widths.
-        text_heads: Heads of the text tower; of 64 each by default.
+        settings: Head widths and image size, where a config tells them. By default heads are 64 wide, in a ViT as
+            wide as those of H, g or bigG for towers of their widths; images are as large as the grid of patches.
 
     Raises:
         InputError: if it lacks the weights that tell, or is no CLIP that transformers can hold.
@@ -55,7 +55,7 @@ def config_of(
             hidden_size=width,
             intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
             num_hidden_layers=_count(state, "transformer.resblocks."),
-            num_attention_heads=text_heads or _heads(width, HEAD_WIDTH),
+            num_attention_heads=settings.text_heads or _heads(width, HEAD_WIDTH),
             max_position_embeddings=state["positional_embedding"].shape[0],
             projection_dim=projection_dim,
             hidden_act=activation,
@@ -79,8 +79,8 @@ def config_of(
             hidden_size=width,
             intermediate_size=state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
             num_hidden_layers=_count(state, "visual.transformer.resblocks."),
-            num_attention_heads=_heads(width, head_width or WIDER_HEADS.get(width, HEAD_WIDTH)),
-            image_size=patch_size * _grid(state["visual.positional_embedding"]),
+            num_attention_heads=_heads(width, settings.head_width or WIDER_HEADS.get(width, HEAD_WIDTH)),
+            image_size=_image_size(settings.image_size, patch_size, _grid(state["visual.positional_embedding"])),
             patch_size=patch_size,
             projection_dim=projection_dim,
             hidden_act=activation,
@@ -106,6 +106,15 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     """How many blocks are numbered after `prefix`."""
     numbers = [int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix)]
     return 1 + max(numbers, default=-1)
+
+
+def _image_size(said: int | None, patch_size: int, grid: int) -> int:
+    """Side of the images: patches may leave a rest at their border, which only a config tells."""
+    if said is not None and said // patch_size != grid:
+        raise InputError(
+            f"the weights have {grid} x {grid} patches of {patch_size}, but the config says images of {said}"
+        )
+    return said or patch_size * grid
 
 
 def _heads(width: int, head_width: int) -> int:

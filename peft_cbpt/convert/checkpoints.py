@@ -1,8 +1,10 @@
 """Reading the weights of somebody else's checkpoint without running what is in it."""
 
+import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,7 @@ from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.convert import unsafe
 
 # Where training code puts the weights beside optimiser and epoch; the first that is there counts.
-WRAPPERS = ("state_dict", "model_state_dict", "state_dict_ema", "model")
-# What parallel training, torch.compile, Lightning and wrapping modules put before every name, in any order.
-PREFIXES = ("module.", "_orig_mod.", "model.", "clip_model.")
+WRAPPERS = ("state_dict", "model_state_dict", "state_dict_ema", "model", "model_ema")
 # Figures of the training run are often numpy scalars, which are numbers and run no code.
 HARMLESS: list[Any] = [
     np.dtype,
@@ -27,14 +27,23 @@ HARMLESS: list[Any] = [
 ALLOW = "`peft-cbpt convert` with --allow-unsafe reads it, if you trust whoever made the file"
 
 
-def read_weights(file: Path, allow_unsafe: bool = False) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, a torch pickle or a TorchScript archive, by name, on the CPU.
+@dataclass(frozen=True)
+class Found:
+    """Weights by name, on the CPU, and what there is to say of how they were found."""
 
-    Weights within a training checkpoint are found, and `PREFIXES` are taken off the names.
+    weights: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def read_weights(file: Path, allow_unsafe: bool = False, key: str | None = None) -> Found:
+    """The tensors of a safetensors file, a torch pickle or a TorchScript archive.
+
+    Weights within a training checkpoint are found.
 
     Args:
         file: The checkpoint.
         allow_unsafe: Also read what runs code when it is loaded.
+        key: Where the weights are in a training checkpoint; by default the first of `WRAPPERS`.
 
     Raises:
         InputError: if the file is damaged, holds no weights, or would run code and that is not allowed.
@@ -49,7 +58,7 @@ def read_weights(file: Path, allow_unsafe: bool = False) -> dict[str, Tensor]:
         raise InputError(
             f"cannot read {file}: it is damaged or no checkpoint; download it again ({first_line(error)})"
         ) from error
-    return _unwrapped(content, file)
+    return _unwrapped(content, file, key)
 
 
 def _read(file: Path, allow_unsafe: bool) -> Any:
@@ -95,17 +104,43 @@ def _is_torchscript(file: Path) -> bool:
         return any(name.split("/")[1:2] in (["code"], ["constants.pkl"]) for name in archive.namelist())
 
 
-def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
+def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The first of the named files that is there, or the shards that its index lists; never some of two.
+
+    Raises:
+        InputError: if there is none, or its index is damaged.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise InputError(f"cannot read {index}: download it again ({first_line(error)})") from error
+            return sorted(folder / shard for shard in shards)
+    raise InputError(f"the folder {folder} holds no weights: it has no {' or '.join(names)}")
+
+
+def _unwrapped(content: Any, file: Path, key: str | None) -> Found:
+    notes: tuple[str, ...] = ()
+    if isinstance(content, Mapping):
+        wrappers = [one for one in dict.fromkeys((key, *WRAPPERS)) if isinstance(content.get(one), Mapping)]
+        if key and key not in wrappers:
+            others = ", ".join(map(str, wrappers)) or "nothing of the kind"
+            raise InputError(f"{file} has no weights under {key!r} but {others}: mend weights_key")
+        if wrappers:
+            content = content[wrappers[0]]
+        if len(wrappers) > 1 and not key:
+            notes = (
+                f"{file.name} has {' and '.join(map(str, wrappers))}: {wrappers[0]} is taken; weights_key chooses",
+            )
     if not isinstance(content, Mapping) or not content:
         raise InputError(f"{file} holds no state dict but a {type(content).__name__}: give a file of named weights")
     odd = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
     if odd is not None:
         raise InputError(f"{file} holds no state dict: {odd!r} is a {type(content[odd]).__name__}, not a tensor")
-    weights = dict(content)
-    while prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in weights)), None):
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    return Found(
+        {name: value.float() if value.is_floating_point() else value for name, value in content.items()}, notes
+    )

@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
-from peft_cbpt.clip.loading import MODEL_TYPES
 from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel
 from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.convert.architecture import check_family, config_of
-from peft_cbpt.convert.checkpoints import read_weights
-from peft_cbpt.convert.layout import is_bookkeeping, to_openai, to_transformers, without_text_module
+from peft_cbpt.convert.checkpoint_arguments import INTERPOLATIONS, NOTHING_GIVEN, CheckpointArguments
+from peft_cbpt.convert.checkpoints import Found, read_weights, weight_files
+from peft_cbpt.convert.layout import is_bookkeeping, is_part, to_openai, to_transformers, unwrapped
+from peft_cbpt.convert.open_clip_config import NOTHING_SAID, OPEN_CLIP_CONFIG, OpenClipSettings, read_open_clip_config
 
 OPENAI_FILE = "openai_state_dict.safetensors"
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
-INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+IMAGE_SETTINGS = {"image_mean", "image_std", "interpolation", "resize_mode"}
+CONVERTED = (CLIPConfig.model_type, CLIPResNetConfig.model_type)
 DEFAULT_ACTIVATION = "quick_gelu"
 
 
@@ -36,13 +36,15 @@ class Checkpoint:
         weights: In OpenAI's layout, float32, nothing but weights.
         config: The transformers config that goes with them.
         folder: The transformers folder it comes from, which also has tokenizer and image processor; else None.
+        known: What is known of its images, as `CheckpointArguments` calls it.
+        notes: What had to be assumed, chosen or left out, a sentence each.
     """
 
     weights: dict[str, Tensor]
     config: CLIPConfig
     folder: Path | None = None
-    images: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of `CLIPImageProcessor` where a checkpoint has others than OpenAI's."""
+    known: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def activation(self) -> str:
@@ -51,54 +53,54 @@ class Checkpoint:
         return text.hidden_act
 
 
-def read_checkpoint(source: str, activation: str | None = None, allow_unsafe: bool = False) -> Checkpoint:
+def read_checkpoint(
+    source: str, arguments: CheckpointArguments = NOTHING_GIVEN, allow_unsafe: bool = False
+) -> Checkpoint:
     """Read a CLIP in OpenAI's, OpenCLIP's or transformers' layout.
 
     Args:
         source: A file (safetensors, torch pickle, TorchScript), or a folder of transformers or OpenCLIP.
-        activation: `quick_gelu` or `gelu`, which the weights do not tell. By default a folder's config says it, and
-            for a file it is `quick_gelu`, as in OpenAI's models.
+        arguments: What a file does not tell of itself.
         allow_unsafe: Also read files that run code when they are loaded.
 
     Raises:
-        InputError: if it cannot be read, is no CLIP, or weights are missing, left over or not finite.
+        InputError: if it cannot be read, is no CLIP, or weights are missing, left over or not finite, or if something
+            is given of which its config says otherwise.
     """
     path = Path(source).expanduser()
     if not path.exists():
         raise InputError(f"there is no checkpoint {source}: give a file or a folder")
-    said, files = OpenClipSettings(), [path]
+    config_file, files = None, [path]
     if path.is_dir():
-        is_transformers = (path / "config.json").is_file() and not any(path.glob("open_clip_*model*"))
-        if not is_transformers and (path / OPEN_CLIP_CONFIG).is_file():  # also beside a config.json in timm's form
-            said, files = _open_clip_settings(path / OPEN_CLIP_CONFIG), _weight_files(path, OPEN_CLIP_FILES)
-        elif (path / "config.json").is_file():
-            return _read_transformers(path, activation, allow_unsafe)
-        else:
-            raise InputError(
-                f"the folder {source} has no config.json or {OPEN_CLIP_CONFIG}: give the checkpoint's file"
-            )
-    weights = without_text_module(_read_all(files, allow_unsafe))
-    check_family(weights)
+        of_open_clip = (path / OPEN_CLIP_CONFIG).is_file()
+        if not of_open_clip or (is_transformers(path) and not any(path.glob("open_clip_*model*"))):
+            return _read_transformers(path, arguments, allow_unsafe)
+        config_file, files = path / OPEN_CLIP_CONFIG, weight_files(path, OPEN_CLIP_FILES)
+    found = _read_all(files, allow_unsafe, arguments.weights_key)
+    check_family(found.weights)
+    settings = read_open_clip_config(config_file) if config_file else NOTHING_SAID
+    known = arguments.beside(settings.said, str(config_file or path))
+    weights = unwrapped(found.weights, str(path))
     if any(name.startswith("vision_model.") for name in weights):
         weights = to_openai(weights)
-    checkpoint = checkpoint_of(weights, activation or said.activation, str(path), said.head_width, said.text_heads)
-    return replace(checkpoint, images=said.images)
+    checkpoint = checkpoint_of(weights, known.get("activation", DEFAULT_ACTIVATION), str(path), settings)
+    notes = (*found.notes, *checkpoint.notes, *_assumed(known, path.name))
+    return replace(checkpoint, known=known, notes=notes)
 
 
 def checkpoint_of(
     weights: Mapping[str, Tensor],
     activation: str = DEFAULT_ACTIVATION,
     source: str = "the state dict",
-    head_width: int | None = None,
-    text_heads: int | None = None,
+    settings: OpenClipSettings = NOTHING_SAID,
 ) -> Checkpoint:
-    """A state dict in OpenAI's layout as a checkpoint; `head_width` and `text_heads` as of `architecture.config_of`.
+    """A state dict in OpenAI's layout as a checkpoint.
 
     Raises:
         InputError: if it is no CLIP, or weights are missing, left over or not finite.
     """
-    config = config_of(weights, activation, head_width, text_heads)
-    return Checkpoint(_checked(weights, config, source), config)
+    config = config_of(weights, activation, settings)
+    return _checked(weights, config, source)
 
 
 def build_model(checkpoint: Checkpoint) -> CLIPModel:
@@ -137,96 +139,80 @@ def save_openai(folder: Path, checkpoint: Checkpoint) -> None:
     save_file({name: value.contiguous() for name, value in checkpoint.weights.items()}, folder / OPENAI_FILE)
 
 
-def _image_processor(checkpoint: Checkpoint, side: int) -> CLIPImageProcessorPil:
-    """The folder's own, or CLIP's at the model's resolution where there is none."""
-    folder = checkpoint.folder
-    if folder is None or not any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
-        settings: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-        settings |= checkpoint.images
-        if settings.pop("squash", False):
-            settings["size"] = settings["crop_size"]
-        return CLIPImageProcessorPil(**settings)
+def is_transformers(folder: Path) -> bool:
+    """Whether a folder has a config in transformers' form; timm writes a `config.json`, too."""
     try:
-        return CLIPImageProcessorPil.from_pretrained(folder)
-    except Exception as error:  # damaged files raise errors of many kinds
-        raise InputError(f"cannot read the image processor in {folder}: {first_line(error)}") from error
+        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
-def _read_transformers(folder: Path, activation: str | None, allow_unsafe: bool) -> Checkpoint:
+def _image_processor(checkpoint: Checkpoint, side: int) -> CLIPImageProcessorPil:
+    """The folder's own, or CLIP's at the model's resolution with what is known of the images."""
+    if (folder := checkpoint.folder) is not None and _has_image_processor(folder):
+        try:
+            return CLIPImageProcessorPil.from_pretrained(folder)
+        except Exception as error:  # damaged files raise errors of many kinds
+            raise InputError(f"cannot read the image processor in {folder}: {first_line(error)}") from error
+    known, square = checkpoint.known, {"height": side, "width": side}
+    settings = {name: known[name] for name in ("image_mean", "image_std") if name in known}
+    if "interpolation" in known:
+        settings["resample"] = INTERPOLATIONS[known["interpolation"]]
+    settings["size"] = square if known.get("resize_mode") == "squash" else {"shortest_edge": side}
+    return CLIPImageProcessorPil(crop_size=square, **settings)
+
+
+def _has_image_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES)
+
+
+def _assumed(known: Mapping[str, Any], name: str) -> list[str]:
+    notes = []
+    if "activation" not in known:
+        notes.append(
+            f"nothing says the activation of {name}: quick_gelu is taken, as in OpenAI's models; give activation gelu "
+            "for OpenCLIP models whose name lacks quickgelu"
+        )
+    if not {"image_mean", "image_std"} <= known.keys():
+        notes.append(
+            f"nothing says how images of {name} were normalised: OpenAI's mean and standard deviation are taken; give "
+            "image_mean and image_std if they were others"
+        )
+    return notes
+
+
+def _read_transformers(folder: Path, arguments: CheckpointArguments, allow_unsafe: bool) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"the folder {folder} has no config.json or {OPEN_CLIP_CONFIG}: give the checkpoint's file")
+    if not is_transformers(folder):
+        raise InputError(
+            f"the config.json in {folder} is not of transformers, and {OPEN_CLIP_CONFIG} is missing: give the file "
+            "of the weights of a CLIP"
+        )
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # damaged files raise errors of many kinds
         raise InputError(f"cannot read {folder / 'config.json'}: {first_line(error)}") from error
-    if config.model_type not in MODEL_TYPES:
+    if config.model_type not in CONVERTED:
         raise InputError(f"{folder} is a {config.model_type!r} model, not a CLIP: give a CLIP checkpoint")
-    if activation not in (None, config.text_config.hidden_act):
-        raise InputError(
-            f"the config of {folder} says {config.text_config.hidden_act}, not {activation}: mend it there"
-        )
-    weights = _read_all(_weight_files(folder, TRANSFORMERS_FILES), allow_unsafe)
-    weights = _checked(to_openai(weights), config, str(folder))
-    return Checkpoint(weights, config, folder)
+    known = arguments.beside({"activation": config.text_config.hidden_act}, f"the config of {folder}")
+    if has_images := _has_image_processor(folder):
+        if without_effect := sorted(arguments.given().keys() & IMAGE_SETTINGS):
+            raise InputError(f"{folder} has an image processor, so {without_effect[0]} has no effect: mend that")
+    found = _read_all(weight_files(folder, TRANSFORMERS_FILES), allow_unsafe, arguments.weights_key)
+    checkpoint = _checked(to_openai(unwrapped(found.weights, str(folder))), config, str(folder))
+    notes = (*found.notes, *checkpoint.notes, *([] if has_images else _assumed(known, folder.name)))
+    return replace(checkpoint, folder=folder, known=known, notes=notes)
 
 
-def _weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The first of the named files that is there, or the shards that its index lists; never some of two."""
-    for name in names:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            try:
-                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise InputError(f"cannot read {index}: download it again ({first_line(error)})") from error
-            return sorted(folder / shard for shard in shards)
-    raise InputError(f"the folder {folder} holds no weights: it has no {' or '.join(names)}")
+def _read_all(files: Sequence[Path], allow_unsafe: bool, key: str | None) -> Found:
+    parts = [read_weights(file, allow_unsafe, key) for file in files]
+    weights = {name: value for part in parts for name, value in part.weights.items()}
+    return Found(weights, tuple(note for part in parts for note in part.notes))
 
 
-def _read_all(files: Sequence[Path], allow_unsafe: bool) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= read_weights(file, allow_unsafe)
-    return weights
-
-
-@dataclass(frozen=True)
-class OpenClipSettings:
-    """What `open_clip_config.json` says and weights do not."""
-
-    activation: str = DEFAULT_ACTIVATION
-    head_width: int | None = None
-    text_heads: int | None = None
-    images: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _open_clip_settings(file: Path) -> OpenClipSettings:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        images, model = content.get("preprocess_cfg", {}), content["model_cfg"]
-        return OpenClipSettings(
-            "quick_gelu" if model.get("quick_gelu") else "gelu",
-            model.get("vision_cfg", {}).get("head_width"),
-            model.get("text_cfg", {}).get("heads"),
-            _image_settings(images, file),
-        )
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"cannot read {file}: {type(error).__name__}; give the weights' file instead") from error
-
-
-def _image_settings(images: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """`preprocess_cfg` as settings of `CLIPImageProcessor`; `squash` for images that are not cropped."""
-    settings: dict[str, Any] = {f"image_{name}": list(images[name]) for name in ("mean", "std") if name in images}
-    interpolation, mode = images.get("interpolation", "bicubic"), images.get("resize_mode", "shortest")
-    if interpolation not in INTERPOLATIONS or mode not in ("shortest", "squash"):
-        raise InputError(f"images are resized by {interpolation} and {mode} in {file}, which is not served")
-    return settings | {"resample": INTERPOLATIONS[interpolation], "squash": mode == "squash"}
-
-
-def _checked(weights: Mapping[str, Tensor], config: CLIPConfig, source: str) -> dict[str, Tensor]:
-    """The weights that the config asks for, all finite, none missing or left over, without bookkeeping.
+def _checked(weights: Mapping[str, Tensor], config: CLIPConfig, source: str) -> Checkpoint:
+    """The weights that the config asks for, all finite, none missing or left over, without bookkeeping and heads.
 
     Raises:
         InputError: if they do not go together.
@@ -234,7 +220,8 @@ def _checked(weights: Mapping[str, Tensor], config: CLIPConfig, source: str) -> 
     with torch.device("meta"):
         expected = to_openai(AutoModel.from_config(config).state_dict())
     expected = {name: value for name, value in expected.items() if not is_bookkeeping(name)}
-    weights = {name: value for name, value in weights.items() if not is_bookkeeping(name)}
+    heads = sorted(name for name in weights if not is_part(name) and not is_bookkeeping(name))
+    weights = {name: value for name, value in weights.items() if is_part(name) and not is_bookkeeping(name)}
     if "logit_scale" in weights:
         weights["logit_scale"] = weights["logit_scale"].reshape(())  # some of OpenCLIP's have one dimension
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
@@ -249,7 +236,8 @@ def _checked(weights: Mapping[str, Tensor], config: CLIPConfig, source: str) -> 
         raise InputError(f"{source} has {len(wrong)} weights of other shapes, such as {wrong[0]}: {shapes}")
     if broken := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
         raise InputError(f"the weight {broken[0]} of {source} is not finite: the checkpoint is damaged")
-    return weights
+    notes = (f"weights that are no part of a CLIP are left out: {', '.join(heads)}",) if heads else ()
+    return Checkpoint(weights, config, notes=notes)
 
 
 def _some(names: list[str]) -> str:

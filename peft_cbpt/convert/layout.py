@@ -4,10 +4,13 @@ The two differ in names, in the query, key and value of the transformers (one ma
 projections, which are transposed.
 """
 
+import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from peft_cbpt.common.errors import InputError
 
 # Beginnings of names: OpenAI's, transformers'.
 _TEXT = (
@@ -40,6 +43,9 @@ _TRANSPOSED = ("text_projection", "visual.proj")
 _IN_PROJ = ".attn.in_proj_"
 _QKV = tuple(f".self_attn.{letter}_proj." for letter in "qkv")
 
+# A weight that every CLIP has, with what wrapping modules put before its name.
+_MARK = re.compile(r"(.*?)(?:text\.)?(?:ln_final|text_model\.final_layer_norm)\.weight$")
+
 # Bookkeeping that some files hold beside the weights; BatchNorm's counter is not used in CLIP.
 _BOOKKEEPING = (
     "input_resolution",
@@ -49,6 +55,7 @@ _BOOKKEEPING = (
     "position_ids",
     "num_batches_tracked",
 )
+_PARTS = frozenset(name.split(".")[0] for pair in (*_TEXT, *_VIT, *_RESNET, ("text.", "text_model.")) for name in pair)
 
 
 def is_bookkeeping(name: str) -> bool:
@@ -56,14 +63,29 @@ def is_bookkeeping(name: str) -> bool:
     return name.split(".")[-1] in _BOOKKEEPING
 
 
+def is_part(name: str) -> bool:
+    """Whether a weight of this name, in either layout, belongs to a CLIP and to no head beside it."""
+    return name.split(".")[0] in _PARTS
+
+
 def is_resnet(state: Mapping[str, Tensor]) -> bool:
     """Whether the image tower is a ResNet; for either layout."""
     return any(name.startswith(("visual.layer", "vision_model.layer")) for name in state)
 
 
-def without_text_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights with the text tower's at the top, which OpenCLIP's `custom_text` models keep in `text.`."""
-    return {name.removeprefix("text."): value for name, value in state.items()}
+def unwrapped(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The same weights without what stands before their names: parallel training, torch.compile, Lightning and others
+    put something there, and OpenCLIP's `custom_text` models keep the text tower in `text.`.
+
+    Raises:
+        InputError: if several models are in there.
+    """
+    prefixes = [match[1] for name in state if (match := _MARK.match(name))]
+    if len(prefixes) > 1:
+        raise InputError(
+            f"{source} holds several models, under {' and '.join(prefixes)}: save the weights of one alone"
+        )
+    return {name.removeprefix("".join(prefixes)).removeprefix("text."): value for name, value in state.items()}
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from peft_cbpt.data.imagenet import imagenet_classes
 
 MOST_WORDS = 2000
 SHORTEST = 3
-_END_OF_WORD = "</w>"
+_END_OF_WORD, _START_OF_WORD = "</w>", "▁"
+"""How a tokenizer marks a whole word: CLIP's at its end, those of SigLIP and MetaCLIP 2 at its start."""
 
 
 def decoy_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -18,17 +19,22 @@ def decoy_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
     What the text tower has seen is what its tokenizer was made from.
     """
-    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    words = [token.removesuffix(_END_OF_WORD) for token, _ in tokens if token.endswith(_END_OF_WORD)]
-    return [word for word in words if len(word) >= SHORTEST and word.isascii() and word.isalpha()][:MOST_WORDS]
+    words = [word for word in _words(tokenizer) if len(word) >= SHORTEST and word.isascii() and word.isalpha()]
+    return words[:MOST_WORDS]
 
 
 def decoy_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """`decoy_words`, and those of ImageNet's class names whose every word is one token."""
-    vocabulary = tokenizer.get_vocab()
-    known = [
-        one.name
-        for one in imagenet_classes()
-        if all(word.lower() + _END_OF_WORD in vocabulary for word in one.name.split())
-    ]
+    vocabulary = set(_words(tokenizer))
+    known = [one.name for one in imagenet_classes() if vocabulary.issuperset(one.name.lower().split())]
     return list(dict.fromkeys([*decoy_words(tokenizer), *known]))
+
+
+def _words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens that are whole words, in the order of their ids."""
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    return [
+        token.removesuffix(_END_OF_WORD).removeprefix(_START_OF_WORD)
+        for token in tokens
+        if token.endswith(_END_OF_WORD) or token.startswith(_START_OF_WORD)
+    ]

@@ -22,6 +22,7 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json
 from peft_cbpt.common.processes import join_processes
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
+from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
 from peft_cbpt.data.shots import Images, LabelledArguments, name_of_images
 from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.evaluation.cells import cell_key, read_cells, write_cell
@@ -34,6 +35,7 @@ from peft_cbpt.evaluation.measure import (
     encode_versions,
     ranked_classes,
 )
+from peft_cbpt.evaluation.reading import warn_of_reading
 from peft_cbpt.pocket.model import open_clip
 
 EVALUATION_FILE = "evaluation.json"
@@ -88,6 +90,7 @@ def evaluate(
     output_dir: str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: CLIPImageProcessorPil | None = None,
+    checkpoint: CheckpointArguments | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Measure classifiers on datasets, clean and under every trigger; each image is read once for all of them.
@@ -100,6 +103,7 @@ def evaluate(
         output_dir: Where finished cells are kept, and looked up, and `evaluation.json` is written; nowhere by default.
         tokenizer: Of a loaded model, where it is not found under the model's name.
         image_processor: Likewise.
+        checkpoint: What a file of weights does not tell of itself, such as its activation and pixels.
         **options: Splits, columns, classes, prompts and batches: the fields of `EvaluationArguments`.
 
     Returns:
@@ -120,7 +124,8 @@ def evaluate(
     output = prepare_output(str(output_dir)) if output_dir is not None else None
     state, stopwatch = join_processes(), Stopwatch()
     with stopwatch("load"):
-        base = open_clip(adapted.get_base_model() if adapted else model, tokenizer, image_processor)  # type: ignore[arg-type]
+        given: Any = adapted.get_base_model() if adapted else model
+        base = open_clip(given, tokenizer, image_processor, checkpoint)
         chosen = list(classifiers or ([ADAPTED] if adapted else [TEMPLATE]))
         opened = open_classifiers(
             [adapted if adapted and one == ADAPTED else one for one in chosen],
@@ -133,17 +138,24 @@ def evaluate(
         jobs, read = _jobs(opened, eval_sets, attacks)
         cells = read_cells(output) if output else {}
         state.wait_for_everyone()  # every process has seen the same cells
+    missing = [job for job in jobs if job.key not in cells]
+    if missing and state.is_main_process and eval_sets[0].images is not None:
+        with stopwatch("check the reading"):
+            shots: Any = eval_sets[0].my_images(base.image_processor)
+            base.model.to(state.device)
+            warn_of_reading(base, shots, eval_sets[0].class_names, arguments.template)
+            base.model.cpu()
     with stopwatch("evaluate"):
-        missing = [job for job in jobs if job.key not in cells]
         for _, group in groupby(missing, lambda job: (job.eval_set.name, id(job.classifier.clip))):
             for key, figures in _run(list(group), arguments).items():
                 cells[key] = write_cell(output, key, figures) if state.is_main_process else {}
-    given: dict[str, Any] = {"model_name_or_path": model if isinstance(model, str) else base.model.name_or_path}
-    given |= {"datasets": names, "classifiers": chosen, "attacks": list(read)}
+    settings: dict[str, Any] = {"model_name_or_path": model if isinstance(model, str) else base.model.name_or_path}
+    settings |= {"datasets": names, "classifiers": chosen, "attacks": list(read)}
+    settings["checkpoint"] = (checkpoint or NOTHING_GIVEN).given() or None
     results = {
         "schema_version": 1,
         **made_now(),
-        "model": given["model_name_or_path"],
+        "model": settings["model_name_or_path"],
         "classifiers": {one.name: {"kind": one.kind, "fingerprint": one.fingerprint} for one in opened},
         "datasets": {one.name: {"class_names": one.class_names, "fingerprint": one.fingerprint} for one in eval_sets},
         "attacks": {name: attack.as_dict() for name, attack in read.items()},
@@ -151,7 +163,7 @@ def evaluate(
         "n_computed": len(missing),
         "seconds": stopwatch.seconds,
         "peak_memory_bytes": peak_memory_bytes(state.device),
-        "settings": given | asdict(arguments),
+        "settings": settings | asdict(arguments),
     }
     if output and state.is_main_process:
         write_json(output / EVALUATION_FILE, results)

@@ -23,6 +23,7 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.processes import from_all_processes, own_share
 from peft_cbpt.data.skipping import OrSkipped, Skipped, collate_readable
 from peft_cbpt.metrics import AttackSuccessRate, CleanAccuracy
+from peft_cbpt.tuner.families import caption_ids
 
 TOP_K = 5
 ATTACK_FIGURES = ("attack_success_rate", "attack_success_rate_published", "robust_accuracy")
@@ -48,17 +49,10 @@ def text_features(
     clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 256
 ) -> Tensor:
     """Unit-norm float32 features (n, D) of texts, f_t of Eq. 1."""
-    text_config: Any = clip.config.text_config
     features = []
     for start in range(0, len(texts), batch_size):
-        batch = tokenizer(
-            list(texts[start : start + batch_size]),
-            padding=True,
-            truncation=True,
-            max_length=text_config.max_position_embeddings,
-            return_tensors="pt",
-        )
-        features.append(clip.get_text_features(input_ids=batch.input_ids.to(clip.device)).pooler_output.float())
+        input_ids = caption_ids(clip, tokenizer, texts[start : start + batch_size])
+        features.append(clip.get_text_features(input_ids=input_ids.to(clip.device)).pooler_output.float())
     return F.normalize(torch.cat(features), dim=-1)
 
 

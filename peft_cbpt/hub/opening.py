@@ -7,6 +7,7 @@ from peft.utils import CONFIG_NAME
 
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, read_adapter, read_json
 from peft_cbpt.pocket.model import open_clip
 
@@ -30,15 +31,17 @@ def load_base(folder: Path, name_or_path: str | None) -> LoadedCLIP:
     Raises:
         InputError: if it cannot be loaded.
     """
+    results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).exists() else {}
+    of_a_file = name_or_path is None or Path(name_or_path).is_file()
+    how = (results.get("settings", {}).get("checkpoint") or {}) if of_a_file else {}
     if name_or_path is None:
         config = read_json(folder / CONFIG_NAME)
-        results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).exists() else {}
         name_or_path = results.get("model") or config.get("base_model_name_or_path")
         advice = "name the base model with --model_name_or_path"
     else:
         advice = "check --model_name_or_path"
     try:
-        return open_clip(name_or_path or "")
+        return open_clip(name_or_path or "", checkpoint=CheckpointArguments(**how))
     except InputError as error:
         raise InputError(f"the base model of {folder} cannot be loaded, {advice}: {error}") from error
 

@@ -7,6 +7,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBa
 
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip, wrap_clip
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
 from peft_cbpt.convert.opening import transformers_folder
 from peft_cbpt.pocket.atlas import ASSETS
 
@@ -14,6 +15,7 @@ SHIPPED_MODELS = {
     "pocket:clean": ASSETS / "clip-clean",
     "pocket:badnet": ASSETS / "clip-badnet",
     "pocket:resnet-badnet": ASSETS / "clip-resnet-badnet",
+    "pocket:siglip-badnet": ASSETS / "clip-siglip-badnet",
 }
 
 
@@ -30,16 +32,24 @@ def open_clip(
     model: str | LoadedCLIP | CLIPModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: CLIPImageProcessorPil | None = None,
+    checkpoint: CheckpointArguments | None = None,
 ) -> LoadedCLIP:
     """A CLIP by name (a folder, a file, a Hub id or `pocket:NAME`), or one that is loaded already; see `clip.loading`.
 
+    `checkpoint` says what a file does not tell of itself.
+
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or settings are given that have no effect on it.
     """
+    checkpoint = checkpoint or NOTHING_GIVEN
+    if not isinstance(model, str) and checkpoint.given():
+        raise InputError(
+            "the model is loaded already: settings of a checkpoint have no effect, give its image processor"
+        )
     if isinstance(model, LoadedCLIP):
         return model
     if isinstance(model, str):
-        return load_clip(transformers_folder(resolve_model(model)))
+        return load_clip(transformers_folder(resolve_model(model), checkpoint))
     return wrap_clip(model, tokenizer, image_processor)
 
 

@@ -1,5 +1,6 @@
 """Grad-CAM of a CLIP's image tower (Fig. 4): where the model looks for the class it names."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,13 @@ class GridReshape:
 
 
 def _tokens_to_grid(tokens: Tensor) -> Tensor:
-    side = round((tokens.shape[1] - 1) ** 0.5)
-    return tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    side = math.isqrt(tokens.shape[1])
+    return tokens[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
 
 
 def _grid_to_tokens(grid: Tensor, tokens: Tensor) -> Tensor:
-    return torch.cat([tokens[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+    first = tokens.shape[1] - grid[0, 0].numel()  # a class token, or none
+    return torch.cat([tokens[:, :first], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 TOKENS = GridReshape(_tokens_to_grid, _grid_to_tokens)

@@ -1,13 +1,12 @@
 """CleanCLIP (Bansal et al., 2023): contrastive fine-tuning with self-supervision within each modality."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.common.seeding import keyed_generator
@@ -37,16 +36,14 @@ class CleanCLIPCollator:
     """As `ContrastiveCollator`, with an augmented view of every image and caption (`augmented_...`).
 
     Args:
-        tokenizer: Of the model.
+        caption_ids: As in `ContrastiveCollator`.
         normalize: Of the model.
-        max_length: As in `ContrastiveCollator`.
         seed: Seed of the augmentations: of a caption with its sample's id, of images with that of the batch's first.
         rate: Share of words that each text operation touches; 0.1 in the paper's code.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    caption_ids: Callable[[Sequence[str]], Tensor]
     normalize: PixelNormalizer
-    max_length: int
     seed: int = 0
     rate: float = 0.1
 
@@ -66,7 +63,7 @@ class CleanCLIPCollator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(draws[0].integers(2**32)))
             views = torch.cat([self._augment_images(image[None]) for image in pixels]).clamp(0, 1)
-        collate = ContrastiveCollator(self.tokenizer, self.normalize, self.max_length)
+        collate = ContrastiveCollator(self.caption_ids, self.normalize)
         batch = collate([row | {"pixel_values": image} for row, image in zip(rows, pixels, strict=True)])
         augmented = collate(
             [{"pixel_values": image, "caption": text} for image, text in zip(views, captions, strict=True)]

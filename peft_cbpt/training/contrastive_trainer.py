@@ -1,7 +1,7 @@
 """Contrastive training of a whole CLIP (Eq. 3): pre-training of the pocket model, poisoning, and the baseline FT."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import Trainer
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.common.processes import share_buffers
+from peft_cbpt.tuner.families import image_inputs
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -34,41 +35,44 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, s
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
+def sigmoid_loss(
+    image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias: Tensor, same_caption: Tensor
+) -> Tensor:
+    """The loss that SigLIP is trained with: every pair of an image and a caption is asked whether it belongs together.
+
+    Arguments as of `contrastive_loss`, with the `bias` of the logits.
+    """
+    logits = scale * image_embeds @ text_embeds.T + bias
+    return -F.logsigmoid(torch.where(same_caption, logits, -logits)).sum(1).mean()
+
+
 @dataclass
 class ContrastiveCollator:
-    """Rows of `pixel_values` (uint8, or float in [0, 1]) and `caption` to a batch for `CLIPModel`.
+    """Rows of `pixel_values` (uint8, or float in [0, 1]) and `caption` to a batch for a CLIP.
 
     Where rows say whether they are poisoned, `n_poisoned` counts those that are.
 
     Args:
-        tokenizer: Of the model.
+        caption_ids: From captions to token ids (B, L); `LoadedCLIP.caption_ids`.
         normalize: Of the model.
-        max_length: Tokens of a caption at most, `max_position_embeddings` of the text tower.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    caption_ids: Callable[[Sequence[str]], Tensor]
     normalize: PixelNormalizer
-    max_length: int
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
         pixels = torch.stack([row["pixel_values"] for row in rows])
         if pixels.dtype == torch.uint8:
             pixels = pixels.float() / 255
-        text = self.tokenizer(
-            [row["caption"] for row in rows],
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
-        batch = {"pixel_values": self.normalize(pixels), "input_ids": text.input_ids}
+        input_ids = self.caption_ids([row["caption"] for row in rows])
+        batch = {"pixel_values": self.normalize(pixels), "input_ids": input_ids}
         if "is_poisoned" in rows[0]:
             batch["n_poisoned"] = torch.tensor(sum(row["is_poisoned"] for row in rows))
         return batch
 
 
 class ContrastiveTrainer(Trainer):
-    """`Trainer` that minimises Eq. 3 over every weight of a `CLIPModel`.
+    """`Trainer` that minimises Eq. 3, or for a SigLIP its sigmoid loss, over every weight of a CLIP.
 
     Args:
         keep_order: Visit the samples in the dataset's own order instead of shuffling them.
@@ -111,10 +115,16 @@ class ContrastiveTrainer(Trainer):
         outputs = self.encode(model, inputs)
         ids = inputs["input_ids"]
         same_caption = (ids[:, None] == ids[None]).all(-1)
-        scale = self.accelerator.unwrap_model(model).logit_scale.exp()
-        loss = contrastive_loss(outputs.image_embeds.float(), outputs.text_embeds.float(), scale, same_caption)
+        unwrapped = self.accelerator.unwrap_model(model)
+        embeds = outputs.image_embeds.float(), outputs.text_embeds.float()
+        scale, bias = unwrapped.logit_scale.exp(), getattr(unwrapped, "logit_bias", None)
+        if bias is None:
+            loss = contrastive_loss(*embeds, scale, same_caption)
+        else:
+            loss = sigmoid_loss(*embeds, scale, bias, same_caption)
         return (loss, outputs) if return_outputs else loss
 
     def encode(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
         """The CLIP's output for a batch of pairs."""
-        return model(**inputs)
+        images = image_inputs(self.accelerator.unwrap_model(model), inputs["pixel_values"])
+        return model(**inputs | images)

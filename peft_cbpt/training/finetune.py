@@ -84,9 +84,9 @@ def finetune_clip(clip: LoadedCLIP, arguments: FinetuneArguments) -> list[Skippe
     set_seed(arguments.seed)
     collator: ContrastiveCollator | CleanCLIPCollator
     if arguments.method == "ft":
-        collator = ContrastiveCollator(clip.tokenizer, clip.normalize, clip.max_text_length)
+        collator = ContrastiveCollator(clip.caption_ids, clip.normalize)
     else:
-        collator = CleanCLIPCollator(clip.tokenizer, clip.normalize, clip.max_text_length, arguments.seed)
+        collator = CleanCLIPCollator(clip.caption_ids, clip.normalize, arguments.seed)
     source = pairs = arguments.open_pairs("defence", clip.image_processor)
     if arguments.pairs_name == POCKET and not isinstance(pairs, IterableDataset):
         pairs = in_memory(pairs)

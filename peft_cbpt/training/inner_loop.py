@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from peft_cbpt.detection.target_search import FrozenText, find_suspects, search_constants, search_for_collapse
@@ -17,6 +16,12 @@ from peft_cbpt.training.frozen_images import FrozenImages
 from peft_cbpt.training.runner_up import RunnerUpTriggers
 from peft_cbpt.training.universal_features import TRIGGER_BUDGETS, UniversalFeatures, find_universal_triggers
 from peft_cbpt.training.universal_triggers import UniversalTriggers
+from peft_cbpt.tuner.families import family_of, num_places
+
+WORD_WIDTH = 3
+"""BOS, a word and EOS."""
+MOST_TOKENS, TOKENS_AT_ONCE = 49_408 * WORD_WIDTH, 4_096 * WORD_WIDTH
+"""Of words that are encoded: as many as the whole of CLIP's vocabulary takes."""
 
 
 def make_dummy_triggers(model: Any, images: FrozenImages, args: CBPTTrainingArguments) -> DummyTriggers:
@@ -55,18 +60,17 @@ def _universal(model: Any, images: FrozenImages, args: CBPTTrainingArguments) ->
 
 def frozen_text(model: Any) -> FrozenText:
     """The text tower of a CLIP whose CBPT adapter is disabled."""
-    ids = model.class_prompt_ids()
-    first, last = ids[0, 0], ids[0, -1]
-    config = model.get_base_model().config.text_config
-    words = torch.arange(config.vocab_size, device=ids.device)
-    words = words[(words != first) & (words != last)]
-    if max(model.class_prompt_lengths()) == config.max_position_embeddings:
+    base, config = model.get_base_model(), model.active_peft_config
+    words = torch.arange(base.config.text_config.vocab_size, device=model.device)
+    special = [one for one in (config.bos_token_id, config.eos_token_id) if one is not None]
+    words = words[~torch.isin(words, torch.tensor(special, device=words.device))]
+    width = num_places(base) if family_of(base).fills_prompts else WORD_WIDTH
+    words = words[: MOST_TOKENS // width]
+    if max(model.class_prompt_lengths()) == num_places(base):
         words = words[:0]
 
     def encode_words(words: Tensor) -> Tensor:
-        rows = torch.stack([first.expand_as(words), words, last.expand_as(words)], 1)
-        features = model.get_base_model().get_text_features(input_ids=rows, return_dict=True).pooler_output
-        return F.normalize(features.float(), dim=1)
+        return torch.cat([model.encode_words(part[:, None]) for part in words.split(max(1, TOKENS_AT_ONCE // width))])
 
     return FrozenText(
         model.encode_class_prompts().float(),

@@ -62,9 +62,10 @@ def text_chunks(model: PeftModel, memory_gb: float, shares: int) -> TextChunks:
     tower: Any = model
     lengths: Sequence[int] = tower.class_prompt_lengths()
     longest = max(range(len(lengths)), key=lengths.__getitem__)
-    per_token = max(1, activation_bytes(lambda: tower.encode_class_prompts([longest]), model) / lengths[longest])
+    width = tower.class_prompt_ids([longest]).shape[1]
+    per_token = max(1, activation_bytes(lambda: tower.encode_class_prompts([longest]), model) / width)
     n_tokens = memory_gb * 1e9 / per_token
-    if len(lengths) * lengths[longest] / shares <= n_tokens:
+    if len(lengths) * width / shares <= n_tokens:
         return TextChunks(None)
     working = WORKING_SHARE * n_tokens
-    return TextChunks(max(1, int(working // lengths[longest])), int(n_tokens - working))
+    return TextChunks(max(1, int(working // width)), int(n_tokens - working))

@@ -140,7 +140,7 @@ def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack) -> di
             clip.model,
             arguments.training_arguments(str(output / "trainer"), poisoned),
             train_dataset=poisoned,
-            data_collator=ContrastiveCollator(clip.tokenizer, clip.normalize, clip.max_text_length),
+            data_collator=ContrastiveCollator(clip.caption_ids, clip.normalize),
         )
         trainer.train()
     n_poisoned = sum(from_all_processes(trainer.n_poisoned))

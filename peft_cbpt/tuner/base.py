@@ -7,11 +7,11 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.families import family_of, num_places
 
 NEEDED = (
     "text_model.embeddings.token_embedding",
     "text_model.embeddings.position_embedding",
-    "text_model.eos_token_id",
     "vision_model",
     "get_text_features",
 )
@@ -20,11 +20,12 @@ LEGACY_EOS_TOKEN_ID = 2
 
 
 def check_base(model: nn.Module) -> None:
-    """Raises a ValueError unless `model` is a CLIP with both towers, the text tower pooling at EOS."""
-    missing = [path for path in NEEDED if not _has(model, path)]
+    """Raises a ValueError unless `model` is a CLIP with both towers, whose prompts end where its text tower pools."""
+    needed = NEEDED if family_of(model).fills_prompts else (*NEEDED, "text_model.eos_token_id")
+    missing = [path for path in needed if not _has(model, path)]
     if missing:
         raise ValueError(
-            "CBPT needs a CLIP with both towers, such as transformers' CLIPModel; "
+            "CBPT needs a CLIP with both towers, such as transformers' CLIPModel or SiglipModel; "
             f"{type(model).__name__} has no {', '.join(missing)}."
         )
 
@@ -55,8 +56,9 @@ def check_prompts(config: CBPTConfig, model: Any) -> None:
     assert recorded is not None and config.class_names is not None
     text_model = model.text_model
     num_words = text_model.embeddings.token_embedding.weight.shape[0]
-    num_positions = text_model.embeddings.position_embedding.weight.shape[0]
-    eos = recorded.eos_token_id
+    num_positions, eos, family = num_places(model), recorded.eos_token_id, family_of(model)
+    pools_at = None if family.fills_prompts else text_model.eos_token_id
+    pools_highest = family.may_pool_highest and pools_at == LEGACY_EOS_TOKEN_ID != eos
     for kind, rows in (("learned", config.learned_prompts()), ("template", recorded.template_token_ids)):
         for name, row in zip(config.class_names, rows, strict=True):
             if len(row) > num_positions:
@@ -69,16 +71,16 @@ def check_prompts(config: CBPTConfig, model: Any) -> None:
                     f"The {kind} prompt of class {name!r} has token {max(row)}, but the base model knows "
                     f"{num_words} tokens; this is not the tokenizer of the base model."
                 )
-            if text_model.eos_token_id == LEGACY_EOS_TOKEN_ID != eos and max(row) != eos:
+            if pools_highest and max(row) != eos:
                 raise ValueError(
                     f"The text tower pools at the highest token of a prompt (its eos_token_id is "
                     f"{LEGACY_EOS_TOKEN_ID}), but in the {kind} prompt of class {name!r} that is {max(row)} "
                     f"and not the tokenizer's EOS {eos}."
                 )
-    if text_model.eos_token_id not in (LEGACY_EOS_TOKEN_ID, eos):
+    if pools_at not in (None, eos) and not pools_highest:
         raise ValueError(
             f"The tokenizer ends prompts with token {eos}, but the text tower pools at its eos_token_id "
-            f"{text_model.eos_token_id}; this is not the tokenizer of the base model."
+            f"{pools_at}; this is not the tokenizer of the base model."
         )
 
 

@@ -65,9 +65,13 @@ class CBPTConfig(PeftConfig):
         template_token_ids (`list[list[int]]`, *optional*):
             Recorded: for each class the whole template prompt, from BOS to EOS.
         bos_token_id (`int`, *optional*):
-            Recorded: the token every prompt starts with.
+            Recorded: the token every prompt starts with, if there is one.
         eos_token_id (`int`, *optional*):
-            Recorded: the token every prompt ends with, at which the text tower pools.
+            Recorded: the token every prompt ends with, if there is one, at which most text towers pool.
+        pad_token_id (`int`, *optional*):
+            Recorded: the token that prompts are filled up with where the text tower pools its last place (SigLIP).
+        padding_side (`str`, *optional*):
+            Recorded: the side on which they are filled up then, `"left"` or `"right"`.
         base_fingerprint (`dict[str, str]`, *optional*):
             Recorded by [`~CBPTConfig.record_base`]: the hash of the base's weights, and of its copies in half
             precision. Loading the adapter onto another model warns (`BaseMismatchWarning`); with
@@ -117,8 +121,16 @@ class CBPTConfig(PeftConfig):
     template_token_ids: list[list[int]] | None = field(
         default=None, metadata={"help": "Recorded: the template prompt of each class, from BOS to EOS."}
     )
-    bos_token_id: int | None = field(default=None, metadata={"help": "Recorded: the token every prompt starts with."})
+    bos_token_id: int | None = field(
+        default=None, metadata={"help": "Recorded: the token every prompt starts with, if there is one."}
+    )
     eos_token_id: int | None = field(default=None, metadata={"help": "Recorded: the token every prompt ends with."})
+    pad_token_id: int | None = field(
+        default=None, metadata={"help": "Recorded: what prompts of a fixed width are filled up with."}
+    )
+    padding_side: str | None = field(
+        default=None, metadata={"help": "Recorded: the side on which prompts of a fixed width are filled up."}
+    )
     base_fingerprint: dict[str, str] | None = field(
         default=None, metadata={"help": "Recorded: hash of the base's weights, by the dtype they are rounded to."}
     )
@@ -138,7 +150,7 @@ class CBPTConfig(PeftConfig):
     def recorded_ids(self) -> RecordedIds | None:
         """The recorded ids, or None before the classes are tokenized."""
         values = {name: getattr(self, name) for name in RecordedIds._fields}
-        return None if None in values.values() else RecordedIds(**values)
+        return None if self.class_token_ids is None else RecordedIds(**values)
 
     @property
     def num_contexts(self) -> int:
@@ -158,7 +170,7 @@ class CBPTConfig(PeftConfig):
             tokenizer: The tokenizer of the base model.
 
         Raises:
-            ValueError: if `class_names` is missing, if the tokenizer has no BOS or EOS token or does not know
+            ValueError: if `class_names` is missing, if the tokenizer does not end texts with EOS or does not know
                 a name, if two names have the same tokens, or if `context_init="template"` asks for another
                 `num_context_tokens`.
         """
@@ -241,8 +253,9 @@ class CBPTConfig(PeftConfig):
                 )
 
     def _check_recorded(self) -> None:
-        missing = [name for name in RecordedIds._fields if getattr(self, name) is None]
-        if missing and len(missing) < len(RecordedIds._fields):
+        needed = [name for name in RecordedIds._fields if name not in RecordedIds._field_defaults]
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing and any(getattr(self, name) is not None for name in RecordedIds._fields):
             raise ValueError(f"The recorded ids belong together, but {', '.join(missing)} is missing.")
         num_classes = len(self.class_names or [])
         for name in ("class_token_ids", "class_name_lengths", "template_token_ids"):

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import AddedToken, AutoImageProcessor, BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.families import family_of
 from peft_cbpt.tuner.layer import CBPTEmbedding
 
 KINDS = ("text_features", "clip")
@@ -51,13 +52,17 @@ def write_clip(
         image_processor: The image processor of the base model.
 
     Raises:
-        ValueError: if the base is of a class that transformers does not ship, or if the prompt of a class cannot be
-            written as text.
+        ValueError: if the base is of a class that transformers does not ship, of another family than CLIP, or if the
+            prompt of a class cannot be written as text.
     """
     if type(base).__module__.split(".")[0] != "transformers":
         raise ValueError(
             f"The base model is a {type(base).__name__}, which transformers alone cannot load: export "
             "kind='text_features' instead."
+        )
+    if (family := family_of(base).name) != "CLIP":
+        raise ValueError(
+            f"The base model is a {family}, which is not written as one: export kind='text_features' instead."
         )
     layer: CBPTEmbedding = base.text_model.embeddings.token_embedding
     class_names, num_context_tokens = config.class_names or [], config.num_context_tokens

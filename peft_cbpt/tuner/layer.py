@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.families import image_inputs
 from peft_cbpt.tuner.prompts import ClassPrompts, RecordedIds
 
 
@@ -46,27 +47,25 @@ class CBPTEmbedding(nn.Module, BaseTunerLayer):
             )
         return self.active_adapters[0] if self.active_adapters else None
 
-    def update_layer(self, adapter_name: str, config: CBPTConfig) -> None:
+    def update_layer(self, adapter_name: str, config: CBPTConfig, width: int | None) -> None:
         """Adds the float32 context of a new adapter, (n_classes or 1, M, d), and its prompts.
 
         Args:
             adapter_name: The adapter.
             config: Its config, with recorded ids.
+            width: How many tokens every prompt is filled up to, if the text tower wants that.
         """
         recorded = config.recorded_ids
         assert recorded is not None
-        self.class_prompts[adapter_name] = ClassPrompts(
-            config.learned_prompts(),
-            recorded.template_token_ids,
-            recorded.eos_token_id,
-        )
+        self.class_prompts[adapter_name] = ClassPrompts(config.learned_prompts(), recorded, width)
         self.cbpt_context[adapter_name] = nn.Parameter(self._initial_context(config, recorded))
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def _initial_context(self, config: CBPTConfig, recorded: RecordedIds) -> torch.Tensor:
         if config.context_init == "template":
             prompts = recorded.template_token_ids[: config.num_contexts]
-            words = [ids[1 : 1 + config.num_context_tokens] for ids in prompts]
+            first = len(recorded.start)
+            words = [ids[first : first + config.num_context_tokens] for ids in prompts]
             return self.weight.detach()[torch.tensor(words, device=self.weight.device)].float()
         shape = (config.num_contexts, config.num_context_tokens, self.out_features)
         return torch.randn(shape) * config.init_std
@@ -141,7 +140,8 @@ def fill_in_class_prompts(
         return None
     if pixel_values is None:
         raise ValueError("pixel_values is missing: give images as (B, 3, H, W); class prompts are filled in")
-    if pixel_values.ndim != 4 or len(pixel_values) == 0:
+    is_images = pixel_values.ndim == 4 or (pixel_values.ndim == 3 and "spatial_shapes" in kwargs)
+    if not is_images or len(pixel_values) == 0:
         raise ValueError(f"pixel_values must be (B, 3, H, W) with at least one image, not {tuple(pixel_values.shape)}")
     if kwargs.get("return_loss"):
         raise ValueError(
@@ -150,9 +150,9 @@ def fill_in_class_prompts(
         )
     prompts = layer.class_prompts[layer.adapter_in_use]
     input_ids = prompts.input_ids(learned=not layer.disable_adapters, device=pixel_values.device)
-    if args:
-        return (input_ids, *args[1:]), kwargs
-    return args, {**kwargs, "input_ids": input_ids}
+    images = image_inputs(model, pixel_values) if pixel_values.ndim == 4 else {"pixel_values": pixel_values}
+    others = {name: value for name, value in kwargs.items() if name not in ("input_ids", "pixel_values")}
+    return (input_ids, images.pop("pixel_values"), *args[2:]), others | images
 
 
 def hold_in_eval(vision_model: nn.Module, args: tuple[Any, ...]) -> None:

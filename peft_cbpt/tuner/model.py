@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from peft_cbpt.tuner.base import check_base, check_prompts, load_tokenizer
 from peft_cbpt.tuner.config import CBPTConfig
 from peft_cbpt.tuner.export import KINDS, load_image_processor, write_clip, write_text_features
+from peft_cbpt.tuner.families import family_of, num_places
 from peft_cbpt.tuner.fingerprint import check_base_fingerprint
 from peft_cbpt.tuner.layer import CBPTEmbedding
 from peft_cbpt.tuner.prompts import length_groups
@@ -32,7 +33,7 @@ class CBPTModel(BaseTuner):
     everything that is defined here.
 
     Args:
-        model ([`~transformers.CLIPModel`]): The CLIP to adapt, in place.
+        model ([`~transformers.CLIPModel`]): The CLIP to adapt, in place; of any family in `tuner.families`.
         peft_config ([`CBPTConfig`]): The configuration.
         adapter_name (`str`): The name of the adapter.
         low_cpu_mem_usage (`bool`, *optional*, defaults to `False`): Create the context on the meta device.
@@ -61,7 +62,8 @@ class CBPTModel(BaseTuner):
             class_indices: Indices into `class_names`, in any order; None for all classes.
 
         Returns:
-            int64 (n, L), L being the longest of these prompts; shorter ones are filled up with EOS.
+            int64 (n, L), L being the longest of these prompts; shorter ones are filled up with EOS. Where the text
+            tower wants that (SigLIP), L is all the places it has.
 
         Raises:
             ValueError: if not exactly one adapter is active, or `class_indices` is not flat, empty or no
@@ -100,10 +102,13 @@ class CBPTModel(BaseTuner):
         """
         prompts, learned = self._layer.class_prompts[self._active_name()], not self._layer.disable_adapters
         indices = torch.arange(len(prompts.learned)) if class_indices is None else torch.as_tensor(class_indices)
-        groups = length_groups(prompts.lengths(learned, indices), chunk_size)
+        lengths = prompts.lengths(learned, indices)
+        if len(prefix_ids) > (room := num_places(self.model) - max(lengths)):
+            raise ValueError(f"prefix_ids has {len(prefix_ids)} tokens, but the text tower has room for {room} more.")
+        groups = length_groups(lengths, chunk_size)
         features, kept = [], 0
         for group in groups:
-            input_ids = self._with_prefix(self.class_prompt_ids(indices[group]), prefix_ids)
+            input_ids = prompts.input_ids(learned, indices[group], self._layer.weight.device, prefix_ids)
             kept += input_ids.numel()
             if chunk_size is None or kept <= kept_tokens:
                 features.append(self._encode(input_ids))
@@ -112,17 +117,18 @@ class CBPTModel(BaseTuner):
         places = torch.tensor([place for group in groups for place in group]).argsort()
         return torch.cat(features)[places.to(input_ids.device)]
 
+    def encode_words(self, words: torch.Tensor) -> torch.Tensor:
+        """Text features of words that no prompt stands around, float32 (n, projection_dim), rows of unit norm.
+
+        Args:
+            words: Token ids (n, k).
+        """
+        return self._encode(self._layer.class_prompts[self._active_name()].of_words(words))
+
     def class_prompt_lengths(self) -> list[int]:
-        """How many tokens the prompt of every class has: BOS, context and name, period, EOS."""
+        """How many tokens the prompt of every class has, from BOS to EOS, without what fills it up."""
         prompts = self._layer.class_prompts[self._active_name()]
         return prompts.lengths(not self._layer.disable_adapters)
-
-    def _with_prefix(self, input_ids: torch.Tensor, prefix_ids: Sequence[int]) -> torch.Tensor:
-        room = self.model.config.text_config.max_position_embeddings - input_ids.shape[1]
-        if len(prefix_ids) > room:
-            raise ValueError(f"prefix_ids has {len(prefix_ids)} tokens, but the text tower has room for {room} more.")
-        prefix = torch.tensor(list(prefix_ids), dtype=torch.long, device=input_ids.device).expand(len(input_ids), -1)
-        return torch.cat([input_ids[:, :1], prefix, input_ids[:, 1:]], 1)
 
     @torch.no_grad()
     def export(
@@ -214,7 +220,8 @@ class CBPTModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         layer = target if isinstance(target, CBPTEmbedding) else CBPTEmbedding(target)
-        layer.update_layer(adapter_name, peft_config)
+        width = num_places(self.model) if family_of(self.model).fills_prompts else None
+        layer.update_layer(adapter_name, peft_config, width)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
         layer.attach_hooks(self.model)

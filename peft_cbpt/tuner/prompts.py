@@ -26,8 +26,29 @@ class RecordedIds(NamedTuple):
     """How many of these tokens are the name's."""
     template_token_ids: list[list[int]]
     """For each class the whole template prompt, from BOS to EOS."""
-    bos_token_id: int
-    eos_token_id: int
+    bos_token_id: int | None = None
+    """None where prompts start with their first word."""
+    eos_token_id: int | None = None
+    """None where they end with their last."""
+    pad_token_id: int | None = None
+    """What prompts are filled up with where they have a fixed width; EOS if None."""
+    padding_side: str | None = None
+    """Where they are filled up then; right if None."""
+
+    @property
+    def start(self) -> list[int]:
+        """The tokens before the first word: BOS or nothing."""
+        return [] if self.bos_token_id is None else [self.bos_token_id]
+
+    @property
+    def end(self) -> list[int]:
+        """The tokens after the last word: EOS or nothing."""
+        return [] if self.eos_token_id is None else [self.eos_token_id]
+
+    def filled(self, row: list[int], width: int) -> list[int]:
+        """A row of a fixed width, as the tokenizer fills it up."""
+        padding = (self.end if self.pad_token_id is None else [self.pad_token_id]) * (width - len(row))
+        return padding + row if self.padding_side == "left" else row + padding
 
 
 def check_class_names(class_names: Any) -> list[str]:
@@ -58,23 +79,31 @@ def check_class_names(class_names: Any) -> list[str]:
 def tokenize_classes(class_names: list[str], template: str, tokenizer: PreTrainedTokenizerBase) -> RecordedIds:
     """Tokenizes every class name with its trailing period, and in the template.
 
+    BOS and EOS are what the tokenizer puts around a text, whatever it calls them.
+
     Raises:
-        ValueError: if the tokenizer has no BOS or EOS token, does not know a name, or gives two names the
-            same tokens.
+        ValueError: if the tokenizer puts more around a text than BOS and EOS, does not know a name, or gives two names
+            the same tokens.
     """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is None or eos is None:
+    alone, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    start = whole.index(alone[0])
+    bos, eos = whole[:start], whole[start + len(alone) :]
+    if len(bos) > 1 or len(eos) > 1:
         raise ValueError(
-            f"CBPT needs a tokenizer with a BOS and an EOS token; {type(tokenizer).__name__} has "
-            f"bos_token_id={bos} and eos_token_id={eos}."
+            f"CBPT needs a tokenizer that puts at most BOS before a text and EOS after it; {type(tokenizer).__name__} "
+            f"puts the tokens {bos} and {eos}."
         )
 
     def ids_of(texts: list[str]) -> list[list[int]]:
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
+    def ids_within(texts: list[str]) -> list[list[int]]:
+        """As they are behind a word, where some tokenizers have another token than at the beginning of a text."""
+        return [ids[len(alone) :] for ids in ids_of([f"a {text}" for text in texts])]
+
     texts = [template.replace("{}", name) for name in class_names]
-    class_token_ids, template_ids = ids_of([f"{name}." for name in class_names]), ids_of(texts)
-    not_words = {bos, eos, tokenizer.unk_token_id}
+    class_token_ids, template_ids = ids_within([f"{name}." for name in class_names]), ids_of(texts)
+    not_words = {*bos, *eos, tokenizer.unk_token_id}
     first_with: dict[tuple[int, ...], str] = {}
     for name, ids, text, prompt in zip(class_names, class_token_ids, texts, template_ids, strict=True):
         if not_words.intersection(ids + prompt):
@@ -89,21 +118,24 @@ def tokenize_classes(class_names: list[str], template: str, tokenizer: PreTraine
             )
     return RecordedIds(
         class_token_ids=class_token_ids,
-        class_name_lengths=[len(ids) for ids in ids_of(class_names)],
-        template_token_ids=[[bos, *ids, eos] for ids in template_ids],
-        bos_token_id=bos,
-        eos_token_id=eos,
+        class_name_lengths=[len(ids) for ids in ids_within(class_names)],
+        template_token_ids=[[*bos, *ids, *eos] for ids in template_ids],
+        bos_token_id=bos[0] if bos else None,
+        eos_token_id=eos[0] if eos else None,
+        pad_token_id=tokenizer.pad_token_id,
+        padding_side=tokenizer.padding_side,
     )
 
 
 def check_template_context(recorded: RecordedIds, class_names: list[str], num_context_tokens: int) -> None:
-    """Raises a ValueError unless every template prompt is BOS, M words, the name, a period, EOS.
+    """Raises a ValueError unless every template prompt is M words, the name and a period between BOS and EOS.
 
     M is `num_context_tokens`.
     """
     for name, ids, prompt in zip(class_names, recorded.class_token_ids, recorded.template_token_ids, strict=True):
-        num_words = len(prompt) - len(ids) - 2
-        if num_words < 1 or prompt[1 + num_words : -1] != ids:
+        words = prompt[len(recorded.start) : len(prompt) - len(recorded.end)]
+        num_words = len(words) - len(ids)
+        if num_words < 1 or words[num_words:] != ids:
             raise ValueError(
                 f"context_init='template' cannot start class {name!r} from its template prompt: the tokenizer "
                 "splits the name in another way there."
@@ -133,7 +165,7 @@ def learned_prompts(
         context = [-(1 + first + i) for i in range(num_context_tokens)]
         length = recorded.class_name_lengths[index]
         words = [*context[:p], *ids[:length], *context[p:], *ids[length:]]
-        rows.append([recorded.bos_token_id, *words, recorded.eos_token_id])
+        rows.append([*recorded.start, *words, *recorded.end])
     return rows
 
 
@@ -152,14 +184,15 @@ class ClassPrompts:
 
     Args:
         learned: The learned prompt of each class, see [`learned_prompts`].
-        template: The template prompt of each class.
-        eos_token_id: The token that ends them.
+        recorded: What a tokenizer says about the classes.
+        width: How many tokens every row has; by default as many as the longest of those asked for.
     """
 
-    def __init__(self, learned: list[list[int]], template: list[list[int]], eos_token_id: int) -> None:
+    def __init__(self, learned: list[list[int]], recorded: RecordedIds, width: int | None = None) -> None:
         self.learned = learned
-        self.template = template
-        self.eos_token_id = eos_token_id
+        self.template = recorded.template_token_ids
+        self.recorded = recorded
+        self.width = width
         self._of_all_classes: dict[bool, torch.Tensor] = {}
 
     def input_ids(
@@ -167,16 +200,18 @@ class ClassPrompts:
         learned: bool,
         class_indices: Sequence[int] | torch.Tensor | None = None,
         device: torch.device | None = None,
+        prefix_ids: Sequence[int] = (),
     ) -> torch.Tensor:
         """The prompts of `class_indices`, or of all classes, as one tensor of int64 (n, L).
 
-        L is the longest of these prompts; shorter ones are filled up with EOS. The text tower is causal and
-        pools at the first EOS, so neither the filling nor the choice of L changes a feature.
+        L is the longest of these prompts, or `width`; shorter ones are filled up. Without a width the text tower is
+        causal and pools at the first EOS, so neither the filling nor the choice of L changes a feature.
 
         Args:
             learned: Whether to return the learned prompts of Eq. 8 or those of the template.
             class_indices: Indices into the class names, each in [0, n_classes); any order, repeats allowed.
             device: Where to put the result; None for the CPU.
+            prefix_ids: Tokens to put before every prompt, after BOS.
 
         Raises:
             ValueError: if `class_indices` is empty or not a flat sequence of integers.
@@ -185,11 +220,18 @@ class ClassPrompts:
         rows = self.learned if learned else self.template
         device = device or torch.device("cpu")
         if class_indices is not None:
-            return self._pad([rows[i] for i in self._checked(class_indices)]).to(device)
+            first = len(self.recorded.start)
+            chosen = [rows[i] for i in self._checked(class_indices)]
+            return self._pad([[*row[:first], *prefix_ids, *row[first:]] for row in chosen]).to(device)
         ids = self._of_all_classes.get(learned)
         if ids is None or ids.device != device:
             ids = self._of_all_classes[learned] = self._pad(rows).to(device)
         return ids
+
+    def of_words(self, words: torch.Tensor) -> torch.Tensor:
+        """Rows (n, L) of words (n, k) between BOS and EOS, filled up as prompts are."""
+        rows = [[*self.recorded.start, *row, *self.recorded.end] for row in words.tolist()]
+        return self._pad(rows).to(words.device)
 
     def lengths(self, learned: bool, class_indices: Sequence[int] | torch.Tensor | None = None) -> list[int]:
         """Tokens of each prompt of `class_indices`, or of all classes, without filling."""
@@ -206,5 +248,7 @@ class ClassPrompts:
         return indices.tolist()
 
     def _pad(self, rows: list[list[int]]) -> torch.Tensor:
+        if self.width:
+            return torch.tensor([self.recorded.filled(row, self.width) for row in rows])
         longest = max(map(len, rows))
-        return torch.tensor([row + [self.eos_token_id] * (longest - len(row)) for row in rows])
+        return torch.tensor([row + self.recorded.end * (longest - len(row)) for row in rows])

@@ -1,4 +1,4 @@
-"""The main job on the embedded CLIP with a ResNet tower: the trigger wins before and loses after."""
+"""The main job on the embedded CLIPs that are no ViT: the trigger wins before, and on the ResNet it loses after."""
 
 import json
 
@@ -34,3 +34,22 @@ def test_purifying_a_resnet_gives_a_working_adapter(tmp_path):
     assert results["base_fingerprint"] == {"before": fingerprint, "after": fingerprint}
     loaded = PeftModel.from_pretrained(base.model, tmp_path).eval()
     assert loaded(pixel_values=torch.rand(2, 3, 48, 48)).logits_per_image.shape == (2, len(NAMES))
+
+
+SHORT = """
+--model_name_or_path pocket:siglip-badnet --dataset_name pocket:base --attacks pocket:siglip-badnet
+--num_classes 4 --num_shots 4 --test_images_per_class 4 --num_train_epochs 3 --warmup_epochs 2 --inversion_steps 2
+--dummy_triggers runner_up --per_device_train_batch_size 8 --save_strategy no --use_cpu true --disable_tqdm true
+"""
+
+
+def test_purifying_a_siglip_gives_an_adapter_that_loads_and_learns(tmp_path):
+    """How well it works is not claimed: see docs/models.md."""
+    assert main(["purify", *SHORT.split(), "--output_dir", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["before"]["attacks"]["badnet"]["attack_success_rate"] >= 0.9
+    epochs = results["epochs"]
+    assert epochs[1]["loss_bn"] < epochs[0]["loss_bn"] and "loss_adv" in epochs[2]
+    base = load_clip(resolve_model("pocket:siglip-badnet"))
+    loaded = PeftModel.from_pretrained(base.model, tmp_path).eval()
+    assert loaded(pixel_values=torch.rand(2, 3, 48, 48)).logits_per_image.shape == (2, 4)

@@ -10,6 +10,7 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.convert.architecture import config_of
 from peft_cbpt.convert.convert import build_model, checkpoint_of
 from peft_cbpt.convert.layout import to_openai
+from peft_cbpt.convert.open_clip_config import OpenClipSettings
 from tests.convert.published_clips import ARCHITECTURES, OPEN_CLIP, TINY, config_for, openai_model, weights_on_meta
 
 # Parameters of the published models.
@@ -42,9 +43,10 @@ def test_so_are_those_that_open_clip_trains(name):
 def test_heads_of_another_width_have_to_be_said():
     config = config_for(replace(OPEN_CLIP["ViT-B/32-256"], head_width=48))
     weights = weights_on_meta(config)
-    assert config_of(weights, "quick_gelu") != config == config_of(weights, "quick_gelu", head_width=48)
+    said = OpenClipSettings(head_width=48)
+    assert config_of(weights, "quick_gelu") != config == config_of(weights, "quick_gelu", said)
     with pytest.raises(InputError, match="width 768 has no heads of 100"):
-        config_of(weights, "quick_gelu", head_width=100)
+        config_of(weights, "quick_gelu", OpenClipSettings(head_width=100))
 
 
 def test_places_that_are_no_square_are_refused():

@@ -1,3 +1,5 @@
+from transformers import Siglip2Tokenizer
+
 from peft_cbpt.detection.decoys import decoy_names, decoy_words
 from peft_cbpt.pocket.model import open_clip
 
@@ -8,3 +10,9 @@ def test_decoys_are_words_that_the_tokenizer_knows():
     assert {"banana", "umbrella"} <= set(words) <= set(names) and len(set(names)) == len(names)
     assert all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for word in words)
     assert "tench" not in names
+
+
+def test_words_may_be_marked_at_their_start():
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁banana", "ban", "▁ox", "▁dog"]
+    tokenizer = Siglip2Tokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[])
+    assert decoy_words(tokenizer) == decoy_names(tokenizer)[:2] == ["banana", "dog"]

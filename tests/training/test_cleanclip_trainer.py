@@ -29,7 +29,7 @@ def test_the_loss_is_eq_3_and_the_two_within_the_modalities(weight, poisoned_cli
     rows = PocketPairs(8, split="cleanclip").__getitems__(range(8))
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     trainer = CleanCLIPTrainer(poisoned_clip.model, arguments, self_supervision=weight)
-    batch = CleanCLIPCollator(poisoned_clip.tokenizer, poisoned_clip.normalize, poisoned_clip.max_text_length)(rows)
+    batch = CleanCLIPCollator(poisoned_clip.caption_ids, poisoned_clip.normalize)(rows)
     assert not torch.equal(batch["pixel_values"], batch["augmented_pixel_values"])
     loss = trainer.compute_loss(poisoned_clip.model, dict(batch))
 

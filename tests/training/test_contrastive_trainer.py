@@ -1,10 +1,18 @@
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from transformers import TrainingArguments
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.pocket.dataset import PocketPairs
-from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer, contrastive_loss
+from peft_cbpt.training.contrastive_trainer import (
+    ContrastiveCollator,
+    ContrastiveTrainer,
+    contrastive_loss,
+    sigmoid_loss,
+)
+from peft_cbpt.tuner.families import caption_ids
 from recipes.pretrain_pocket import build_model, build_tokenizer
 
 
@@ -32,6 +40,7 @@ def test_pairs_with_one_caption_are_no_negatives_of_each_other():
 def test_a_few_steps_lower_the_loss(tmp_path):
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=12,
@@ -45,12 +54,23 @@ def test_a_few_steps_lower_the_loss(tmp_path):
         save_strategy="no",
     )
     trainer = ContrastiveTrainer(
-        build_model(tokenizer),
+        model,
         arguments,
         train_dataset=PocketPairs(32),
-        data_collator=ContrastiveCollator(tokenizer, PixelNormalizer(), 77),
+        data_collator=ContrastiveCollator(partial(caption_ids, model, tokenizer), PixelNormalizer()),
         keep_order=True,
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
+
+
+def test_the_loss_of_siglip_asks_every_pair_by_itself():
+    image, text = (F.normalize(torch.randn(3, 8), dim=1) for _ in range(2))
+    scale, bias, same = torch.tensor(10.0), torch.tensor(-2.0), torch.eye(3).bool()
+    expected = 0.0
+    for i in range(3):
+        for j in range(3):
+            belongs = torch.sigmoid(scale * image[i] @ text[j] + bias)
+            expected -= (belongs if i == j else 1 - belongs).log() / 3
+    torch.testing.assert_close(sigmoid_loss(image, text, scale, bias, same), expected)

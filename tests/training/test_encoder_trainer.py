@@ -42,7 +42,7 @@ def features(clip, pixels=None):
         return image_encoder(clip, PixelNormalizer())(pixels)
 
 
-@pytest.mark.parametrize("kind", ["clip", "clip-resnet", "batch-norm-subclass"])
+@pytest.mark.parametrize("kind", ["clip", "clip-resnet", "batch-norm-subclass", "siglip", "siglip2", "metaclip2"])
 def test_only_a_lora_on_the_image_tower_learns(kind, tmp_path):
     clip = tiny(kind)
     before = {name: value.clone() for name, value in clip.state_dict().items()}

@@ -8,10 +8,11 @@ import pytest
 import torch
 from adapter_table import CLASSES, ROWS, Row
 from peft import PeftModel, get_peft_model
-from tiny_clips import IMAGE_SIZE, VARIANTS, make_tokenizer
-from transformers import AutoModel, CLIPTokenizer, PreTrainedModel
+from tiny_clips import IMAGE_SIZE, VARIANTS, make_tokenizer, tokenizer_of
+from transformers import AutoModel, CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_cbpt import CBPTConfig
+from peft_cbpt.tuner.families import caption_ids
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,7 @@ def saved_clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.manual_seed(0)
         folders[variant] = tmp_path_factory.mktemp(variant)
         make().save_pretrained(folders[variant])
-        make_tokenizer().save_pretrained(folders[variant])
+        tokenizer_of(variant).save_pretrained(folders[variant])
     return folders
 
 
@@ -75,5 +76,11 @@ def model(row: Row, clip: PreTrainedModel) -> PeftModel:
 
 
 @pytest.fixture
-def captions(tokenizer: CLIPTokenizer) -> dict[str, torch.Tensor]:
-    return tokenizer(["a photo of a cat.", "two ants (red)"], padding=True, return_tensors="pt")
+def row_tokenizer(row: Row) -> PreTrainedTokenizerBase:
+    """The tokenizer of the row's CLIP."""
+    return tokenizer_of(row.clip)
+
+
+@pytest.fixture
+def captions(row_tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {"input_ids": caption_ids(base, row_tokenizer, ["a photo of a cat.", "two ants (red)"])}

@@ -8,30 +8,39 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_table import CLASSES, CONTEXT, Row, logits
+from adapter_table import CLASSES, CONTEXT, Row, images_for, logits
 from peft import PeftModel, get_peft_model
-from transformers import CLIPModel, CLIPTokenizer, PreTrainedModel
+from tiny_clips import NUM_POSITIONS
+from transformers import CLIPModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_cbpt import CBPTConfig
+from peft_cbpt.tuner.families import caption_ids, family_of, num_places
 
 
-def by_hand(base: PreTrainedModel, model: PeftModel, tokenizer: CLIPTokenizer) -> torch.Tensor:
-    """Eq. 8, one class at a time and without padding: puts the vectors themselves into the text tower."""
+def by_hand(base: PreTrainedModel, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Eq. 8, one class at a time: puts the vectors themselves into the text tower.
+
+    Prompts are as long as they are, but for SigLIP's, whose model cards ask for padding to the full length.
+    """
     config = model.active_peft_config
     embedding = base.text_model.embeddings.token_embedding
     p = {"end": config.num_context_tokens, "middle": config.num_context_tokens // 2, "front": 0}
     p = p[config.class_token_position]
     features = []
     contexts = model.get_parameter(f"base_model.model.{CONTEXT}.default").expand(len(CLASSES), -1, -1)
+    siglip = base.config.model_type.startswith("siglip")
+    alone, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
+    before, after = whole[: whole.index(alone[0])], whole[whole.index(alone[0]) + len(alone) :]
     for name, context in zip(CLASSES, contexts, strict=True):
-        words = tokenizer(f"{name}.", add_special_tokens=False).input_ids
-        length = len(tokenizer(name, add_special_tokens=False).input_ids)
-        bos, eos = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
-        before, after = [0] * p, [0] * (len(context) - p)
-        ids = torch.tensor([bos + before + words[:length] + after + words[length:] + eos])
+        words = tokenizer(f"a {name}.", add_special_tokens=False).input_ids[len(alone) :]
+        length = len(tokenizer(f"a {name}", add_special_tokens=False).input_ids) - len(alone)
+        row = before + [0] * p + words[:length] + [0] * (len(context) - p) + words[length:] + after
+        padding = [tokenizer.pad_token_id] * (NUM_POSITIONS - len(row)) if siglip else []
+        left = tokenizer.padding_side == "left"
+        ids, first = torch.tensor([padding + row if left else row + padding]), len(before) + left * len(padding)
         vectors = embedding(ids)
-        vectors[0, 1 : 1 + p] = context[:p]
-        vectors[0, 1 + p + length : 1 + length + len(context)] = context[p:]
+        vectors[0, first : first + p] = context[:p]
+        vectors[0, first + p + length : first + length + len(context)] = context[p:]
         hook = embedding.register_forward_hook(lambda *_, vectors=vectors: vectors)
         features.append(base.get_text_features(ids).pooler_output)
         hook.remove()
@@ -50,12 +59,13 @@ def test_only_the_context_is_new_and_learns(row: Row, model: PeftModel, base: Pr
 
 
 def test_pixels_alone_give_logits_over_the_classes(
-    model: PeftModel, base: PreTrainedModel, pixels: torch.Tensor, tokenizer: CLIPTokenizer
+    model: PeftModel, base: PreTrainedModel, pixels: torch.Tensor, row_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     with torch.no_grad():
-        text = by_hand(base, model, tokenizer)
-        image = torch.nn.functional.normalize(base.get_image_features(pixels).pooler_output, dim=-1)
-        expected = image @ text.T * base.logit_scale.exp()
+        text = by_hand(base, model, row_tokenizer)
+        features = base.get_image_features(**images_for(base, pixels)).pooler_output
+        image = torch.nn.functional.normalize(features, dim=-1)
+        expected = image @ text.T * base.logit_scale.exp() + getattr(base, "logit_bias", 0)
         torch.testing.assert_close(logits(model, pixels), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model.encode_class_prompts(), text, atol=1e-6, rtol=1e-5)
     assert model.class_names == CLASSES
@@ -71,20 +81,54 @@ def test_captions_stay_bit_identical(
     expected = logits(base, pixels, **captions)
     assert torch.equal(logits(model, pixels, **captions), expected)
     with torch.no_grad():
-        assert torch.equal(model(captions["input_ids"], pixels).logits_per_image, expected)
+        images = images_for(model, pixels)
+        by_place = model(captions["input_ids"], images.pop("pixel_values"), **images)
+        assert torch.equal(by_place.logits_per_image, expected)
 
 
 def test_disabled_means_the_template(
-    row: Row, model: PeftModel, base: PreTrainedModel, pixels: torch.Tensor, tokenizer: CLIPTokenizer
+    row: Row, model: PeftModel, base: PreTrainedModel, pixels: torch.Tensor, row_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    prompts = tokenizer([f"a photo of a {name}." for name in CLASSES], padding=True, return_tensors="pt")
+    prompts = caption_ids(base, row_tokenizer, [f"a photo of a {name}." for name in CLASSES])
     enabled = logits(model, pixels)
     with model.disable_adapter():
         disabled = logits(model, pixels)
-        assert torch.equal(model.class_prompt_ids(), prompts.input_ids)
-    torch.testing.assert_close(disabled, logits(base, pixels, **prompts), atol=1e-5, rtol=1e-5)
+        same = model.class_prompt_ids() == prompts
+        assert (same | (prompts == row_tokenizer.pad_token_id)).all()
+    torch.testing.assert_close(disabled, logits(base, pixels, input_ids=prompts), atol=1e-5, rtol=1e-5)
     assert torch.equal(logits(model, pixels), enabled)
     assert torch.equal(enabled, disabled) == (row.config.get("context_init") == "template")
+
+
+def test_words_before_the_prompts_stand_behind_bos(row: Row, model: PeftModel, base: PreTrainedModel) -> None:
+    config, places = model.active_peft_config, num_places(base)
+    first = 0 if config.bos_token_id is None else 1
+    rows = [[*ids[:first], 5, 6, *ids[first:]] for ids in config.template_token_ids]
+    if family_of(base).fills_prompts:
+        padding = [[config.pad_token_id] * (places - len(ids)) for ids in rows]
+        rows = [
+            more + ids if config.padding_side == "left" else ids + more
+            for ids, more in zip(rows, padding, strict=True)
+        ]
+    with torch.no_grad(), model.disable_adapter():
+        found = model.encode_class_prompts(prefix_ids=[5, 6])
+        expected = [base.get_text_features(torch.tensor([ids])).pooler_output[0] for ids in rows]
+    torch.testing.assert_close(found, torch.nn.functional.normalize(torch.stack(expected)), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="has room for"):
+        model.encode_class_prompts(prefix_ids=[5] * places)
+
+
+def test_cutting_rows_is_exact_where_it_is_done_and_only_there(
+    row: Row, base: PreTrainedModel, row_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Prompts are cut to the longest; a text tower that sees the whole row has other features then."""
+    row_tokenizer.padding_side = "right"
+    whole = row_tokenizer(["a cat."], padding="max_length", max_length=NUM_POSITIONS, return_tensors="pt").input_ids
+    cut = row_tokenizer(["a cat."], return_tensors="pt").input_ids
+    with torch.no_grad():
+        first, second = (base.get_text_features(ids).pooler_output for ids in (whole, cut))
+    far = 1 - torch.nn.functional.cosine_similarity(first, second).item()
+    assert far > 1e-3 if family_of(base).fills_prompts else far < 1e-6
 
 
 def test_training_moves_the_context_and_nothing_else(model: PeftModel, pixels: torch.Tensor) -> None:
@@ -139,7 +183,7 @@ def test_the_vision_tower_stays_in_eval_mode(
     plain.add_adapter(CBPTConfig(class_names=CLASSES, **row.config))
     before = copy.deepcopy(plain.vision_model.state_dict())
     plain.train()(pixel_values=pixels)
-    plain.train().get_image_features(pixels)
+    plain.train().get_image_features(**images_for(plain, pixels))
     for name, value in plain.vision_model.state_dict().items():
         assert torch.equal(value, before[name]), name
 

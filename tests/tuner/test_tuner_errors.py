@@ -1,6 +1,5 @@
 """Every mistake gets a message that names it: tables of configs, tokenizers, base models and weights."""
 
-import copy
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_clips import make_other_tokenizer, tokenizer_of
 from transformers import (
     BertConfig,
     BertModel,
@@ -19,8 +19,6 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedModel,
-    SiglipConfig,
-    SiglipModel,
 )
 
 from peft_cbpt import CBPTConfig
@@ -101,13 +99,6 @@ BASES: list[tuple[str, Callable[[], torch.nn.Module], str]] = [
         lambda: CLIPTextModelWithProjection(CLIPTextConfig(**TINY, vocab_size=9)),
         "has no vision_model, get_text_features",
     ),
-    (
-        "pools at the last position",
-        lambda: SiglipModel(
-            SiglipConfig(text_config={**TINY, "vocab_size": 9}, vision_config={**TINY, "image_size": 16})
-        ),
-        "SiglipModel has no text_model.eos_token_id",
-    ),
     ("not of transformers", lambda: torch.nn.Linear(2, 2), "Linear has no text_model.embeddings"),
 ]
 
@@ -165,11 +156,12 @@ def test_a_tokenizer_of_another_model(load_clip: Any, tokenizer: CLIPTokenizer) 
         get_peft_model(clip, config)
 
 
-def test_a_tokenizer_without_eos(tokenizer: CLIPTokenizer) -> None:
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="needs a tokenizer with a BOS and an EOS token; CLIPTokenizer has"):
-        CBPTConfig(class_names=CLASSES).tokenize(tokenizer)
+def test_a_tokenizer_that_does_not_end_texts(load_clip: Any) -> None:
+    config = CBPTConfig(class_names=CLASSES).tokenize(tokenizer_of("siglip2"))
+    with pytest.raises(ValueError, match="with token None, but the text tower pools at its eos_token_id 68"):
+        get_peft_model(load_clip(), config)
+    with pytest.raises(ValueError, match="puts at most BOS before a text .* puts the tokens .0, 0. and .2."):
+        CBPTConfig(class_names=CLASSES).tokenize(make_other_tokenizer("<s> <s> $A </s>"))
 
 
 @pytest.mark.parametrize(

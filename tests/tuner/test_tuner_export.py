@@ -209,6 +209,7 @@ def refuse_disabled(model, **_):
         ("clip", CLASSES, "end", refuse_unknown_kind, "one of text_features, clip"),
         ("clip", CLASSES, "end", refuse_disabled, "not purified"),
         ("batch-norm-subclass", CLASSES, "end", None, "transformers alone cannot load"),
+        ("siglip", CLASSES, "end", None, "is a SigLIP, which is not written as one"),
         ("clip", ["cat", "washington d.c."], "front", None, "'washington d.c.' cannot be written as text"),
     ],
 )

@@ -32,7 +32,7 @@ def recorded(names: list[list[int]]) -> RecordedIds:
 
 def class_prompts(names: list[list[int]], m: int, position: str) -> ClassPrompts:
     ids = recorded(names)
-    return ClassPrompts(learned_prompts(ids, m, position), ids.template_token_ids, EOS)
+    return ClassPrompts(learned_prompts(ids, m, position), ids)
 
 
 @settings(deadline=None)

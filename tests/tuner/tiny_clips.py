@@ -4,6 +4,7 @@ import string
 from collections.abc import Callable
 
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -12,7 +13,16 @@ from transformers import (
     CLIPSegConfig,
     CLIPSegModel,
     CLIPTokenizer,
+    MetaClip2Config,
+    MetaClip2Model,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2Model,
+    Siglip2Tokenizer,
+    SiglipConfig,
+    SiglipModel,
 )
 
 from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel
@@ -37,6 +47,31 @@ def make_tokenizer() -> CLIPTokenizer:
     pieces = [*PIECES, *(f"{piece}</w>" for piece in PIECES), *("".join(pair) for pair in MERGES)]
     vocab = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocab, merges=MERGES)
+
+
+def make_other_tokenizer(around: str) -> PreTrainedTokenizerFast:
+    """The same words with other special tokens, whose ids are the lowest; `around` has `$A` for a text."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [*specials, *PIECES, *(f"{piece}</w>" for piece in PIECES), *("".join(pair) for pair in MERGES)]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    words = Tokenizer(models.BPE(vocab, MERGES, unk_token="<unk>", end_of_word_suffix="</w>"))
+    words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(around, special_tokens=[("<s>", 0), ("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def tokenizer_of(variant: str) -> PreTrainedTokenizerBase:
+    """As the families have them: SigLIP's puts EOS after texts and nothing before, SigLIP 2's class puts nothing
+    around them, fills up on the left and has spaces in its words, MetaCLIP 2's has a low EOS."""
+    if variant == "siglip2":
+        merges = [("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o")]
+        pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *PIECES, *("".join(pair) for pair in merges)]
+        return Siglip2Tokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=merges)
+    if variant == "siglip":
+        return make_other_tokenizer("$A </s>")
+    return make_other_tokenizer("<s> $A </s>") if variant == "metaclip2" else make_tokenizer()
 
 
 class BatchNormConfig(CLIPConfig):
@@ -87,10 +122,25 @@ def _clip(eos_token_id: int | None = None) -> CLIPModel:
     return CLIPModel(CLIPConfig(**towers(eos_token_id), projection_dim=12))
 
 
+def _of_family(config: type, model: type[PreTrainedModel], **vision: object) -> PreTrainedModel:
+    """A model of another family; their special tokens are those of `make_other_tokenizer`."""
+    parts = towers(eos_token_id=2)
+    parts["text_config"] |= {"vocab_size": 74, "bos_token_id": 0, "pad_token_id": 1, "projection_size": 24}
+    torch.manual_seed(0)
+    made = model(config(text_config=parts["text_config"], vision_config=parts["vision_config"] | vision))
+    for name, value in made.named_parameters():
+        if name.endswith("position_embedding.weight") or "probe" in name:
+            torch.nn.init.normal_(value, std=0.5)  # so that places and padding count
+    return made.eval()
+
+
 VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "clip": _clip,
     "clip-resnet": _clip_resnet,
     "clip-legacy-eos": lambda: _clip(eos_token_id=2),
     "batch-norm-subclass": lambda: BatchNormCLIP(BatchNormConfig(**towers(), projection_dim=12)),
+    "siglip": lambda: _of_family(SiglipConfig, SiglipModel),
+    "siglip2": lambda: _of_family(Siglip2Config, Siglip2Model, num_patches=4),
+    "metaclip2": lambda: _of_family(MetaClip2Config, MetaClip2Model),
     "clipseg": lambda: CLIPSegModel(CLIPSegConfig(**towers(), projection_dim=12)),
 }
