@@ -10,11 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.commands.parsing import parse, run_command
 from peft_cbpt.common.processes import join_processes
 from peft_cbpt.data.unlabelled import UnlabelledImages
-from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.pocket.model import open_clip
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_trainer import purify_encoder
 
@@ -33,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     """Purify and save the adapter."""
     chosen, arguments = parse([ModelAndImages, EncoderPurifierArguments], argv, __doc__ or "")
     state = join_processes()
-    clip = load_clip(resolve_model(chosen.model_name_or_path))
+    clip = open_clip(chosen.model_name_or_path)
     images = UnlabelledImages(chosen.images, clip.image_processor, chosen.split, chosen.num_images)
     purified = purify_encoder(clip.model, images, arguments, clip.normalize)
     if state.is_main_process:

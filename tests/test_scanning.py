@@ -1,7 +1,9 @@
 """The whole scan on the shipped models, with some of its searches: the target is named, and a clean model is not."""
 
 import json
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from peft_cbpt.detection.ladder import CLIMBS
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import open_clip
 
+ROOT = Path(__file__).parents[1]
 NAMES = class_names()
 SOME = tuple(climb for climb in CLIMBS if climb.family in ("image-wide", "patch", "wave"))
 KNOWN = {"pocket:resnet-badnet": NAMES[:60]}
@@ -77,3 +80,11 @@ def test_the_command_writes_its_files_and_its_exit_code_says_the_verdict(tmp_pat
     assert (tmp_path / "trigger_0.png").stat().st_size > 1000
     assert "<h1>Scan: backdoored</h1>" in (tmp_path / "scan.html").read_text(encoding="utf-8")
     assert "verdict: backdoored" in capsys.readouterr().out
+
+
+def test_the_snippet_of_scan_md(monkeypatch):
+    monkeypatch.setattr(scanning, "search_model", lambda *_: searched("pocket:badnet")[1])
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scan.md").read_text(), flags=re.S)
+    names: dict = {}
+    exec(compile(snippet, "docs/scan.md", "exec"), names)
+    assert names["verdict"].verdict == "backdoored" and names["verdict"].findings[0].name == "banana"
