@@ -36,11 +36,13 @@ from peft_cbpt.scanning import PAGE_FILE
 
 SHIPPED = Path(__file__).with_name("pocket")
 NO_TRIGGER = "no trigger"
-N_SAMPLES, N_CLASSES, SIDE = 12, 4, 288
-LOOK = {
-    "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-    "css": ".gradio-container { max-width: 1200px !important; margin: auto !important; } .small img { image-rendering: pixelated; }",
-}
+N_SAMPLES, N_CLASSES, SIDE = 8, 4, 240
+CSS = """
+.gradio-container { max-width: 1240px !important; margin: auto !important; }
+#given img, #samples img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+"""
+FONT = ["system-ui", "sans-serif"]
+LOOK = {"theme": gr.themes.Default(font=FONT, font_mono=FONT), "css": CSS}
 """Fonts of the reader's own system, so that nothing is fetched."""
 
 
@@ -106,11 +108,9 @@ def samples_of(run: PurifiedModel) -> list[Image.Image]:
 
 def headline(results: Mapping[str, Any]) -> str:
     """What was purified, and the figures of the run, as Markdown."""
-    rows = "\n".join(f"| {label} | {before:.1f} | {after:.1f} |" for label, before, after in figure_rows(results))
-    return (
-        f"# {results['model']}, as it was and purified\n\n| %, on {results['n_test_images']} test images | as it was "
-        f"| purified |\n|---|---|---|\n{rows}"
-    )
+    figures = [f"**{label}** {before:.1f} → {after:.1f}%" for label, before, after in figure_rows(results)]
+    named = f"{len(results['class_names'])} classes, {results['n_test_images']} test images"
+    return f"# {results['model']}, as it was and purified\n{' · '.join(figures)} · {named}"
 
 
 def scan_page(folder: Path) -> str:
@@ -135,19 +135,27 @@ def build(run: PurifiedModel, results: Mapping[str, Any], folder: Path) -> gr.Bl
     with gr.Blocks(title="peft_cbpt") as page:
         gr.Markdown(headline(results))
         with gr.Tab("Try it"), gr.Row():
-            with gr.Column():
-                given = gr.Image(samples[0], label="An image: drop one, or pick one below", type="pil", height=SIDE)
+            with gr.Column(scale=5, min_width=400):
+                with gr.Row():
+                    given = gr.Image(
+                        samples[0],
+                        label="Drop an image",
+                        type="pil",
+                        sources=["upload", "clipboard"],
+                        height=SIDE,
+                        elem_id="given",
+                    )
+                    shown = gr.Image(label="What the model is shown", height=SIDE, interactive=False, buttons=[])
                 gallery = gr.Gallery(
-                    samples, columns=6, height=190, allow_preview=False, show_label=False, elem_classes="small"
+                    samples, columns=4, height=SIDE + 36, allow_preview=False, show_label=False, buttons=[], elem_id="samples"
                 )
                 trigger = gr.Radio(list(marks), value=NO_TRIGGER, label="Put a trigger on it", elem_id="trigger")
-            with gr.Column():
-                shown = gr.Image(label="What the model is shown", interactive=False, height=SIDE)
             answers: list[Any] = []
             for title, name in (("As it was", "before"), ("Purified", "after")):
-                with gr.Column():
+                with gr.Column(scale=3, min_width=220):
                     answers.append(gr.Label(label=title, elem_id=name))
-                    answers.append(gr.Image(label="Where it looks (Grad-CAM)", interactive=False, height=SIDE))
+                    heat = gr.Image(label="Where it looks (Grad-CAM)", height=SIDE, interactive=False, buttons=[])
+                    answers.append(heat)
         with gr.Tab("Scan"):
             gr.HTML(scan_page(folder))
         outputs = [shown, *answers]

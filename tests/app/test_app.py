@@ -28,7 +28,7 @@ def test_the_trigger_wins_before_and_not_after(app, shipped):
                 assert sum(shares.values()) <= 1.001
                 fooled[name][moment] += best(shares) == "banana"
     assert fooled[nothing] == [0, 0]
-    assert fooled[attackers][0] >= 11 and fooled[attackers][1] == 0
+    assert fooled[attackers][0] >= app.N_SAMPLES - 1 and fooled[attackers][1] == 0
     assert all(fooled[name][0] > fooled[name][1] for name in found)
 
 

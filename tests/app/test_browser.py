@@ -22,7 +22,7 @@ def page(app, shipped):
     console: list[str] = []
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        opened = browser.new_page(viewport={"width": 1240, "height": 900})
+        opened = browser.new_page(viewport={"width": 1280, "height": 820})
         opened.on("console", lambda message: console.append(message.text) if message.type == "error" else None)
         opened.on("pageerror", lambda error: console.append(str(error)))
         opened.route(lambda url: urlparse(url).hostname not in ("127.0.0.1", None), lambda route: route.fulfill(body=""))
@@ -46,6 +46,8 @@ def test_a_click_changes_the_answer(page, tmp_path):
     page.locator("#trigger label").nth(1).click()
     playwright.expect(page.locator("#before h2")).to_have_text("banana", timeout=60 * SECONDS)
     assert answer(page, "after") != "banana"
+    page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_timeout(500)
     page.screenshot(path=tmp_path / "demo.png")
     page.get_by_role("tab", name="Scan").click()
     scan = page.frame_locator("iframe[title=scan]")
