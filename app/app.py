@@ -147,7 +147,13 @@ def build(run: PurifiedModel, results: Mapping[str, Any], folder: Path) -> gr.Bl
                     )
                     shown = gr.Image(label="What the model is shown", height=SIDE, interactive=False, buttons=[])
                 gallery = gr.Gallery(
-                    samples, columns=4, height=SIDE + 36, allow_preview=False, show_label=False, buttons=[], elem_id="samples"
+                    samples,
+                    columns=4,
+                    height=SIDE + 36,
+                    allow_preview=False,
+                    show_label=False,
+                    buttons=[],
+                    elem_id="samples",
                 )
                 trigger = gr.Radio(list(marks), value=NO_TRIGGER, label="Put a trigger on it", elem_id="trigger")
             answers: list[Any] = []

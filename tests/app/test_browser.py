@@ -25,7 +25,9 @@ def page(app, shipped):
         opened = browser.new_page(viewport={"width": 1280, "height": 820})
         opened.on("console", lambda message: console.append(message.text) if message.type == "error" else None)
         opened.on("pageerror", lambda error: console.append(str(error)))
-        opened.route(lambda url: urlparse(url).hostname not in ("127.0.0.1", None), lambda route: route.fulfill(body=""))
+        opened.route(
+            lambda url: urlparse(url).hostname not in ("127.0.0.1", None), lambda route: route.fulfill(body="")
+        )
         opened.goto(address)
         yield opened
         browser.close()
