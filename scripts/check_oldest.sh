@@ -12,7 +12,7 @@ env=${ENV:-.cache/oldest}
 if [ ! -e "$env/installed" ]; then
     "${PYTHON:-python3.10}" -m venv "$env"
     sed '/^dev = /,/^]/d; /^\(app\|baselines\|docs\|tracking\) = /d' pyproject.toml |
-        grep -oE '"[A-Za-z_-]+>=[0-9.]+"' | grep -v hatchling | tr -d '"' | sed 's/>=/==/' >"$env/oldest.txt"
+        grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' | grep -v hatchling | tr -d '"' | sed 's/>=/==/' >"$env/oldest.txt"
     tools="pytest pytest-timeout hypothesis"
     "$env/bin/python" -m pip install --quiet -c "$env/oldest.txt" -e ".[attacks,reports]" $tools
     touch "$env/installed"
