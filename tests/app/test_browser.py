@@ -22,7 +22,7 @@ def page(app, shipped):
     console: list[str] = []
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        opened = browser.new_page(viewport={"width": 1280, "height": 820})
+        opened = browser.new_page(viewport={"width": 1280, "height": 880})
         opened.on("console", lambda message: console.append(message.text) if message.type == "error" else None)
         opened.on("pageerror", lambda error: console.append(str(error)))
         opened.route(
