@@ -218,3 +218,8 @@ def test_internal_links_lead_somewhere():
     for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md"):
         for link in re.findall(r"\]\(([^)#:]+)[)#]", PAGES[page]):
             assert (ROOT / link).exists(), f"{page}: {link}"
+
+
+def test_no_code_of_the_hub_is_trusted():
+    """As docs/security.md says."""
+    assert not [file for file in ROOT.glob("peft_cbpt/**/*.py") if "trust_remote_code" in file.read_text()]
