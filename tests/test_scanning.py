@@ -71,7 +71,8 @@ def test_a_clean_model_is_not_accused_in_any_list(names):
 
 
 def test_the_command_writes_its_files_and_its_exit_code_says_the_verdict(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(scanning, "search_model", lambda *_: searched("pocket:badnet")[1])
+    _, found = searched("pocket:badnet")
+    monkeypatch.setattr(scanning, "search_model", lambda *_: found)
     options = ["--dataset_name", "pocket:base", "--num_images", "8", "--output_dir", str(tmp_path)]
     code = run_command(scan_command, ["--model_name_or_path", "pocket:badnet", *options])
     record = json.loads((tmp_path / "scan.json").read_text())
@@ -83,7 +84,8 @@ def test_the_command_writes_its_files_and_its_exit_code_says_the_verdict(tmp_pat
 
 
 def test_the_snippet_of_scan_md(monkeypatch):
-    monkeypatch.setattr(scanning, "search_model", lambda *_: searched("pocket:badnet")[1])
+    _, found = searched("pocket:badnet")
+    monkeypatch.setattr(scanning, "search_model", lambda *_: found)
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scan.md").read_text(), flags=re.S)
     names: dict = {}
     exec(compile(snippet, "docs/scan.md", "exec"), names)
