@@ -7,7 +7,7 @@ LAUNCH = $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pre
 	--num_cpu_threads_per_process $(THREADS)
 
 .DEFAULT_GOAL := help
-.PHONY: help purify test doctest lint types docs clean
+.PHONY: help purify test long doctest lint types docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -16,7 +16,10 @@ purify: .venv/installed  ## purify a poisoned CLIP (the pocket world, or CONFIG=
 	$(LAUNCH) recipes/purify.py --config $(CONFIG)
 
 test: .venv/installed-dev  ## run the tests, offline
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder -m "not long"
+
+long: .venv/installed-dev  ## run the notebook and other tests that take minutes, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long
 
 doctest: .venv/installed-dev  ## run the examples in docstrings
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --doctest-modules peft_cbpt

@@ -52,7 +52,7 @@ def test_the_import_is_quick_quiet_and_offline():
     libraries = "import torch, transformers, peft\nfrom transformers import CLIPModel\n"
     timed = "from time import process_time\nstart = process_time()\nimport peft_cbpt\nprint(process_time() - start)"
     assert float(run(FORBID + libraries + timed)) < 1
-    run("import peft_cbpt", "-W", "error")
+    run(FORBID + "import peft_cbpt", "-W", "error")
 
 
 def test_an_adapter_is_loaded_and_run_with_four_packages(poisoned_clip, tmp_path):

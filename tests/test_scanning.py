@@ -1,7 +1,9 @@
 """The whole scan on the shipped models, with some of its searches: the target is named, and a clean model is not."""
 
 import json
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from peft_cbpt.detection.ladder import CLIMBS
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import open_clip
 
+ROOT = Path(__file__).parents[1]
 NAMES = class_names()
 SOME = tuple(climb for climb in CLIMBS if climb.family in ("image-wide", "patch", "wave"))
 KNOWN = {"pocket:resnet-badnet": NAMES[:60]}
@@ -68,7 +71,8 @@ def test_a_clean_model_is_not_accused_in_any_list(names):
 
 
 def test_the_command_writes_its_files_and_its_exit_code_says_the_verdict(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(scanning, "search_model", lambda *_: searched("pocket:badnet")[1])
+    _, found = searched("pocket:badnet")
+    monkeypatch.setattr(scanning, "search_model", lambda *_: found)
     options = ["--dataset_name", "pocket:base", "--num_images", "8", "--output_dir", str(tmp_path)]
     code = run_command(scan_command, ["--model_name_or_path", "pocket:badnet", *options])
     record = json.loads((tmp_path / "scan.json").read_text())
@@ -77,3 +81,12 @@ def test_the_command_writes_its_files_and_its_exit_code_says_the_verdict(tmp_pat
     assert (tmp_path / "trigger_0.png").stat().st_size > 1000
     assert "<h1>Scan: backdoored</h1>" in (tmp_path / "scan.html").read_text(encoding="utf-8")
     assert "verdict: backdoored" in capsys.readouterr().out
+
+
+def test_the_snippet_of_scan_md(monkeypatch):
+    _, found = searched("pocket:badnet")
+    monkeypatch.setattr(scanning, "search_model", lambda *_: found)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scan.md").read_text(), flags=re.S)
+    names: dict = {}
+    exec(compile(snippet, "docs/scan.md", "exec"), names)
+    assert names["verdict"].verdict == "backdoored" and names["verdict"].findings[0].name == "banana"

@@ -63,15 +63,17 @@ def draw_report(
     from peft_cbpt.reports.pictures import draw_pictures
 
     adapter = adapter_folder(str(folder))
-    results = _checked_results(adapter)
+    results = read_run(adapter)
     output = prepare_output(str(output_dir or adapter / "report"))
-    moved = {
-        "dataset_name": dataset_name,
-        "test_dataset_name": test_dataset_name,
-        "class_names_file": class_names_file,
-    }
-    settings = results["settings"] | {name: value for name, value in moved.items() if value}
-    pictures = draw_pictures(_open(adapter, results, settings, model_name_or_path), results)
+    purified = open_run(
+        adapter,
+        results,
+        model_name_or_path,
+        dataset_name=dataset_name,
+        test_dataset_name=test_dataset_name,
+        class_names_file=class_names_file,
+    )
+    pictures = draw_pictures(purified, results)
     for picture in tqdm(pictures, desc="writing", leave=False):
         write_bytes(output / f"{picture.name}.png", png_bytes(picture.figure))
     page = render_page(results, pictures, shown_settings(results["settings"]))
@@ -79,7 +81,12 @@ def draw_report(
     return output, [picture.name for picture in pictures]
 
 
-def _checked_results(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path) -> dict[str, Any]:
+    """The `results.json` of a run that has ended.
+
+    Raises:
+        InputError: if there is none, or none of this version.
+    """
     file = folder / RESULTS_FILE
     if not file.is_file():
         raise InputError(f"{folder} has no {RESULTS_FILE}: give the --output_dir of a run of purify that has ended")
@@ -103,10 +110,21 @@ def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in of_trainer and value is not None}
 
 
-def _open(folder: Path, results: Mapping[str, Any], settings: Mapping[str, Any], base: str | None) -> Any:
-    """The `pictures.PurifiedModel` of a run: base, adapter, images and attacks, from the settings it stored."""
+def open_run(folder: Path, results: Mapping[str, Any], base: str | None = None, **moved: str | None) -> Any:
+    """The `pictures.PurifiedModel` of a run: base, adapter, images and attacks, from the settings it stored.
+
+    Args:
+        folder: What `purify` wrote.
+        results: Its `read_run`.
+        base: The base model, if it has moved.
+        **moved: `dataset_name`, `test_dataset_name` and `class_names_file`, where they have moved.
+
+    Raises:
+        InputError: if what the run was made of cannot be opened as it was.
+    """
     from peft_cbpt.reports.pictures import PurifiedModel
 
+    settings = results["settings"] | {name: value for name, value in moved.items() if value}
     clip = load_base(folder, base)
     if weights_fingerprint(clip.model) != results["base_fingerprint"]["after"]:
         raise InputError(
