@@ -4,9 +4,9 @@
         --architecture resnet --output_dir output/photos-resnet
 
 Needs what `prepare_photos.py` and `teach_photos.py` wrote. Photographs are first seen at 32 pixels, which costs a
-quarter, then at 64. About two and a half hours on one core (107 seconds an epoch at 32 pixels, 330 at 64); a GPU is
-used when there is one. Resumes after the last epoch that it finished. Writes fp16 weights, tokenizer, image processor
-and `training.json`.
+quarter, then at 64. About two hours on one core that computes in bf16 (76 seconds an epoch at 32 pixels, 185 at 64); a
+GPU is used when there is one. Resumes after the last epoch that it finished. Writes fp16 weights, tokenizer, image
+processor and `training.json`.
 """
 
 import json
