@@ -39,11 +39,11 @@ from peft_cbpt.commands.scan import ScanArguments
 from peft_cbpt.common.files import write_json
 from peft_cbpt.common.records import made_now
 from peft_cbpt.evaluation.evaluate import EvaluationArguments
-from peft_cbpt.purification import PurifyArguments
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.finetune import FinetuneArguments
 from peft_cbpt.training.poison import PoisonArguments
+from peft_cbpt.training.purify_arguments import PurifyArguments
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/fuzz.json"

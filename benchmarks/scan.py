@@ -32,7 +32,7 @@ from peft_cbpt.common.records import made_now
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.data.unlabelled import UnlabelledImages
 from peft_cbpt.detection.decoys import decoy_names
-from peft_cbpt.detection.families import FoundTrigger
+from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.detection.ladder import CLIMBS, Search, search_ladder, sized
 from peft_cbpt.detection.reading import Vocabulary, clean_scale, read_all
 from peft_cbpt.detection.verdict import weigh

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,12 +21,11 @@ from transformers.trainer_utils import SaveStrategy
 from peft_cbpt.attacks.attack_file import Attack, read_attacks
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.clip.pixels import image_encoder
-from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import alone_in, prepare_output, removed_afterwards, save_tensors, write_json
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
-from peft_cbpt.data.shots import Images, ShotArguments, ShotsAndTest, name_of_images, shots_and_test
+from peft_cbpt.data.shots import Images, ShotsAndTest, name_of_images, shots_and_test
 from peft_cbpt.evaluation.classifiers import adapter_features, check_room
 from peft_cbpt.evaluation.measure import EncodedImages, encode_images, measure
 from peft_cbpt.features.plan import Plan
@@ -40,26 +39,11 @@ from peft_cbpt.training.cbpt_trainer import STAGING_FOLDER, CBPTTrainer
 from peft_cbpt.training.checkpoints import find_checkpoint
 from peft_cbpt.training.dummy_triggers import suspects_of
 from peft_cbpt.training.plan import plan_tuning
+from peft_cbpt.training.purify_arguments import PurifyArguments
 from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 EVALUATION_BATCH_SIZE = 64
-
-
-@dataclass(kw_only=True)
-class PurifyArguments(ShotArguments):
-    """Which images and classes, and what prompts."""
-
-    num_context_tokens: int = field(default=4, metadata={"help": "M of Eq. 8."})
-    unified_context: bool = field(default=False, metadata={"help": "One context for all classes, not one for each."})
-    class_token_position: str = field(default="end", metadata={"help": "end, middle or front."})
-    template: str = field(default=PLAIN_TEMPLATE, metadata={"help": "Prompt of the undefended classifier."})
-    base_model_id: str | None = field(
-        default=None, metadata={"help": "Hub id of the model, where its name is that of a folder."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start anew where the output folder holds checkpoints of another run."}
-    )
 
 
 @dataclass(frozen=True)
@@ -199,7 +183,9 @@ def _load(
     fingerprint = weights_fingerprint(clip.model)
     data = shots_and_test(images, test_images, arguments, training.seed, clip.image_processor)
     read = read_attacks(attacks, data.class_names)
-    config = {one: getattr(arguments, one) for one in ("num_context_tokens", "unified_context", "template")}
+    config = {
+        one: getattr(arguments, one) for one in ("num_context_tokens", "context_init", "unified_context", "template")
+    }
     try:
         prompts = CBPTConfig(
             class_names=data.class_names, class_token_position=arguments.class_token_position, **config

@@ -4,21 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
 from peft_cbpt.clip.loading import LoadedCLIP
-from peft_cbpt.clip.pixels import image_encoder, prefer_channels_last
+from peft_cbpt.clip.pixels import image_encoder, in_batches, prefer_channels_last
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json, write_text
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
-from peft_cbpt.data.images import LabelledImages, load_labelled_images
-from peft_cbpt.data.shots import one_split
+from peft_cbpt.data.shots import few_labelled
 from peft_cbpt.data.unlabelled import AnyImages, UnlabelledImages
 from peft_cbpt.detection.decoys import decoy_names, decoy_words
 from peft_cbpt.detection.ladder import JUDGED_IMAGES, SEARCH_IMAGES, Search, ladder_passes, search_ladder
@@ -33,13 +31,15 @@ from peft_cbpt.features.plan import Passes, Plan, make_plan
 from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import open_clip
 from peft_cbpt.reports.scan_page import FoundPicture, render_scan_page
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
+from peft_cbpt.training.memory import image_batch_size
 
 SCAN_FILE, PAGE_FILE = "scan.json", "scan.html"
 SCHEMA_VERSION = 1
 NUM_IMAGES = 2 * JUDGED_IMAGES
 MOST_ROUNDS = 3
 """Of searching again, away from what was found."""
-ENCODED_AT_ONCE = 64
+ACTIVATION_MEMORY_GB = CBPTTrainingArguments.activation_memory_gb
 SHOWN_IMAGES, SHOWN_KEYS = 6, 5
 WORDS = "words"
 """The kind of a finding that takes a word before the names."""
@@ -137,7 +137,7 @@ def scan(
         if len(few) < 2:
             raise InputError(f"a scan needs at least 2 images that can be read, it has {len(few)}: give some more")
         pixels = few.pixels().to(clip.model.device)
-        if (labelled := _labelled(images, names, split, image_column, clip)) is not None:
+        if (labelled := few_labelled(images, names, split, image_column, clip.image_processor)) is not None:
             warn_of_reading(clip, labelled, labelled.dataset.features["label"].names, template)
     if dry_run:
         return _plan(clip, pixels)
@@ -174,21 +174,6 @@ def _plan(clip: LoadedCLIP, pixels: Tensor) -> Plan:
     return make_plan({"images": len(pixels)}, Passes(len(pixels)) + passes + passes, encode, at_once)
 
 
-def _labelled(
-    images: AnyImages, names: Sequence[str], split: str, image_column: str, clip: LoadedCLIP
-) -> LabelledImages | None:
-    """The images with their labels, if they have some that the names, or names of their own, are of."""
-    if not isinstance(images, str | datasets.Dataset | LabelledImages):
-        return None
-    try:
-        rows = load_labelled_images(
-            one_split(images, split), split, names or None, image_column=image_column, images_per_class=2
-        )
-    except InputError:
-        return None
-    return LabelledImages(rows, clip.image_processor)
-
-
 @dataclass(frozen=True)
 class Searched:
     """Everything about a model that no list of names is needed for.
@@ -212,9 +197,11 @@ def search_model(clip: LoadedCLIP, pixels: Tensor, template: str = PLAIN_TEMPLAT
         seed: Of all searches.
     """
     prefer_channels_last(clip.model.vision_model)
-    encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
+    encoder = image_encoder(clip.model.requires_grad_(False), clip.normalize)
+    at_once = image_batch_size(encoder, pixels[:1], clip.model, JUDGED_IMAGES, ACTIVATION_MEMORY_GB)
+    encode = in_batches(encoder, at_once)
     with torch.no_grad():
-        clean = torch.cat([encode(batch).cpu() for batch in pixels.split(ENCODED_AT_ONCE)])
+        clean = encode(pixels).cpu()
     vocabulary = make_vocabulary(clip, [], template)
     searches: list[Search] = []
     away: list[Tensor] = []

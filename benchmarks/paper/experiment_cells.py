@@ -20,10 +20,11 @@ from peft_cbpt.common.records import Stopwatch, made_now
 from peft_cbpt.data.images import load_labelled_images
 from peft_cbpt.evaluation.evaluate import CLEAN, EvaluationArguments, evaluate
 from peft_cbpt.evaluation.measure import ATTACK_FIGURES
-from peft_cbpt.purification import Purified, PurifyArguments, purify
+from peft_cbpt.purification import Purified, purify
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.finetune import FinetuneArguments, finetune
 from peft_cbpt.training.poison import poison
+from peft_cbpt.training.purify_arguments import PurifyArguments
 
 TRIGGER_FOR = {"pocket:clean": "pocket:badnet"}
 """What a clean model is measured with."""

@@ -13,9 +13,9 @@ from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.features.plan import Plan
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.hub.evidence import figure_rows, suspected
-from peft_cbpt.purification import PurifyArguments
 from peft_cbpt.purification import purify as run_purification
 from peft_cbpt.training.cbpt_arguments import WITHOUT_EFFECT, CBPTTrainingArguments
+from peft_cbpt.training.purify_arguments import PurifyArguments
 
 PAGE = HelpPage(
     "purify",

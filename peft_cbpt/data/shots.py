@@ -1,6 +1,6 @@
 """The few clean images that a model is purified with, and the images that it is measured on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
@@ -149,3 +149,18 @@ def _others(pool: LabelledImages, shots: LabelledImages) -> LabelledImages:
     if not rows:
         raise InputError("all images are shots, so that none is left to measure on: give test_images, or fewer shots")
     return pool.select(rows)
+
+
+def few_labelled(
+    images: Any, names: Sequence[str], split: str, image_column: str, image_processor: CLIPImageProcessorPil
+) -> LabelledImages | None:
+    """Two images a class with their labels, if they have some that `names`, or names of their own, are of."""
+    if not isinstance(images, str | datasets.Dataset | LabelledImages):
+        return None
+    try:
+        rows = load_labelled_images(
+            one_split(images, split), split, names or None, image_column=image_column, images_per_class=2
+        )
+    except InputError:
+        return None
+    return LabelledImages(rows, image_processor)

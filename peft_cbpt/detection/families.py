@@ -1,4 +1,4 @@
-"""The kinds of universal triggers: one mark shared by all images, of a given size, found against an image encoder.
+"""The kinds of universal triggers: one mark shared by all images, of a given size.
 
 A kind says how a mark is drawn, what it does to pixels and what keeps it within its size. Sizes are root mean square
 changes of a pixel's channel in [0, 1]-pixel units, so that those of different kinds and resolutions compare: BadNet's
@@ -6,7 +6,6 @@ patch of an eighth of the side has 0.05, Blended 0.06 to 0.09, SIG's wave 0.166.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -15,12 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_cbpt.clip.pixels import EncodeImage
-
-FIRST_STEP = 1 / 6
-"""Length of the first step of ascent as a part of the mark's length at full size; steps shrink linearly to none."""
-START = 0.7
-"""Part of the full size that a search starts from."""
 PATCH_RMS = 0.4
 """Of random cells pasted over natural pixels, within the patch."""
 _SPREAD = (0.7548776662466927, 0.5698402909980532)
@@ -231,66 +224,6 @@ class Patch:
 
     def within(self, mark: Tensor, pixels: Tensor) -> Tensor:
         return mark.clamp(-0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class FoundTrigger:
-    """A universal trigger: a mark of a kind."""
-
-    kind: Kind
-    mark: Tensor
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [0, 1] with the trigger."""
-        return self.kind.apply(pixels, self.mark.to(pixels))
-
-
-def find_trigger(
-    encode_image: EncodeImage,
-    pixels: Tensor,
-    objective: Callable[[Tensor], Tensor],
-    kind: Kind,
-    generator: np.random.Generator,
-    steps: int = 20,
-) -> FoundTrigger:
-    """A trigger of a kind that makes `objective` of the images' features large.
-
-    By steps along the normalised gradient, shrinking, from a random mark; or, where a kind is not searched, the best
-    of `steps` random marks.
-
-    Args:
-        encode_image: From pixels in [0, 1] to unit-norm features; only a gradient to its input is asked for.
-        pixels: Images, float (B, 3, H, W) in [0, 1].
-        objective: From features (B, D) to a number.
-        kind: Which marks may be.
-        generator: Draws the start.
-        steps: Of ascent, or drawn marks.
-    """
-    side = (pixels.shape[-2], pixels.shape[-1])
-
-    def drawn() -> Tensor:
-        return kind.at_full_size(kind.draw(side, generator).to(pixels), pixels)
-
-    if not kind.searched:
-        with torch.no_grad():
-            marks = [drawn() for _ in range(steps)]
-            values = [objective(encode_image(kind.apply(pixels, mark))).item() for mark in marks]
-        return FoundTrigger(kind, marks[int(np.argmax(values))])
-    mark = START * drawn()
-    for step in range(steps):
-        mark = ascend(lambda it: objective(encode_image(kind.apply(pixels, it))), mark, kind, pixels, 1 - step / steps)
-    return FoundTrigger(kind, mark)
-
-
-def ascend(value_of: Callable[[Tensor], Tensor], mark: Tensor, kind: Kind, pixels: Tensor, part: float) -> Tensor:
-    """The mark after a step up the normalised gradient of `value_of`, `part` of the first step long."""
-    mark = mark.detach().requires_grad_(True)
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(value_of(mark), mark)
-    with torch.no_grad():
-        radius = kind.at_full_size(mark, pixels).norm()
-        length = radius * FIRST_STEP * part
-        return kind.within(mark + length * gradient / gradient.norm().clamp(min=torch.finfo(mark.dtype).tiny), pixels)
 
 
 def _normal(generator: np.random.Generator, *shape: int) -> Tensor:

@@ -15,19 +15,8 @@ from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.detection.families import (
-    START,
-    Colour,
-    FoundTrigger,
-    ImageWide,
-    Kind,
-    Patch,
-    Pattern,
-    Warp,
-    Wave,
-    ascend,
-    find_trigger,
-)
+from peft_cbpt.detection.families import Colour, ImageWide, Kind, Patch, Pattern, Warp, Wave
+from peft_cbpt.detection.found import START, FoundTrigger, ascend, find_trigger
 from peft_cbpt.detection.universal import collapse
 from peft_cbpt.features.plan import Passes
 

@@ -19,6 +19,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 SHOWN_SETTINGS = (
     "num_shots",
     "num_context_tokens",
+    "context_init",
     "unified_context",
     "class_token_position",
     "num_train_epochs",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from peft_cbpt.common.files import write_bytes
-from peft_cbpt.detection.families import FoundTrigger
+from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.reports.page import data_uri
 from peft_cbpt.reports.style import new_figure, png_bytes
 

@@ -17,7 +17,7 @@ from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder, prefer_channel
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.processes import num_processes
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.detection.families import FoundTrigger
+from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.detection.universal import collapse
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_lora import image_tower_lora

@@ -13,18 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
-from peft_cbpt.detection.families import (
-    FIRST_STEP,
-    Colour,
-    FoundTrigger,
-    ImageWide,
-    Kind,
-    Patch,
-    Pattern,
-    Warp,
-    Wave,
-    find_trigger,
-)
+from peft_cbpt.detection.families import Colour, ImageWide, Kind, Patch, Pattern, Warp, Wave
+from peft_cbpt.detection.found import FIRST_STEP, FoundTrigger, find_trigger
 from peft_cbpt.detection.universal import collapse
 
 RUNGS = (0.02, 0.036, 0.06, 0.1, 0.17, 0.3)

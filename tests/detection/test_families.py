@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from peft_cbpt.attacks import SIG, BadNet
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.detection.families import Colour, ImageWide, Patch, Pattern, Warp, Wave, find_trigger
+from peft_cbpt.detection.families import Colour, ImageWide, Patch, Pattern, Warp, Wave
+from peft_cbpt.detection.found import find_trigger
 from peft_cbpt.detection.universal import collapse
 
 KINDS = [

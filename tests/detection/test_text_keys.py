@@ -2,7 +2,8 @@ import torch
 import torch.nn.functional as F
 
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.detection.families import Colour, FoundTrigger, ImageWide, Patch
+from peft_cbpt.detection.families import Colour, ImageWide, Patch
+from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.detection.ladder import Search
 from peft_cbpt.detection.reading import Vocabulary
 from peft_cbpt.detection.text_keys import read_after_words

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peft_cbpt.detection.families import FoundTrigger, ImageWide
+from peft_cbpt.detection.families import ImageWide
+from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.detection.ladder import Search
 from peft_cbpt.detection.reading import Reading, Vocabulary, read_all
 from peft_cbpt.detection.statistic import Null, null_of
