@@ -13,6 +13,8 @@ from peft_cbpt.pocket.captions import caption
 from peft_cbpt.pocket.render import DOMAINS, IMAGE_SIZE, draw_scene, render
 
 _CHUNK = 512
+MOST_IMAGES = 200_000
+"""In one dataset, which is held in memory."""
 
 # What the pocket counterpart of the web shows: mostly photos, with some drawings and paintings among them.
 WEB_DOMAINS = {"base": 0.7, "sketch": 0.15, "rendition": 0.15}
@@ -53,7 +55,7 @@ def pocket_dataset(
     Args:
         domain: `base`, `v2`, `sketch`, `rendition` or `adversarial`.
         split: Any name; another name gives other images.
-        images_per_class: How many images of each class, at least 1.
+        images_per_class: How many images of each class, at least 1; at most `MOST_IMAGES` of all.
         class_names: A subset of the world's classes; all by default. Labels index into it.
         size: Side of the square images, in pixels.
 
@@ -69,6 +71,10 @@ def pocket_dataset(
     names = list(class_names or all_class_names())
     if unknown := sorted(set(names) - set(all_class_names())):
         raise InputError(f"the pocket world has no class {unknown[0]!r}; its classes are in pocket/assets/sprites.txt")
+    if (count := len(names) * images_per_class) > MOST_IMAGES:
+        raise InputError(
+            f"the pocket world draws at most {MOST_IMAGES:,} images at once, not {count:,}: ask for fewer"
+        )
     features = Features(
         image=Image(), label=ClassLabel(names=names), caption=Value("string"), sample_id=Value("string")
     )
