@@ -60,7 +60,7 @@ def name_with_a_period(folder):
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text()) | {"class_token_position": "front"}
     names = ["washington d.c.", *config["class_names"][1:]]
-    recorded = {name: None for name in config if name.endswith(("_token_ids", "_lengths", "_token_id"))}
+    recorded = {name: None for name in config if name.endswith(("_token_ids", "_lengths", "_token_id", "_side"))}
     file.write_text(json.dumps(config | recorded | {"class_names": names}))
 
 
