@@ -43,7 +43,7 @@ def test_two_active_adapters_raise(
     model.base_model.set_adapter(["default", "other"])
     for kwargs in ({}, captions):
         with pytest.raises(ValueError, match="default, other are active at once"):
-            model(pixel_values=pixels, **kwargs)
+            logits(model, pixels, **kwargs)
     with model.disable_adapter():
         assert torch.equal(logits(model, pixels, **captions), logits(base, pixels, **captions))
     model.set_adapter("default")
