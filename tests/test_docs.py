@@ -164,7 +164,11 @@ def run_snippets(page: str, names: dict, **replaced: str) -> dict:
 
 
 def models(tmp_path, monkeypatch):
-    ran = run_snippets("models.md", {}, **{"my/rn50": resolve_model("pocket:resnet-badnet")})
+    """Files with settings of their own are evaluated by tests/commands/test_public_model.py."""
+    asked = {}
+    monkeypatch.setattr(peft_cbpt, "evaluate", lambda model, images, checkpoint: asked.update(vars(checkpoint)))
+    ran = run_snippets("models.md", {"images": "pocket:base"}, **{"my/rn50": resolve_model("pocket:resnet-badnet")})
+    assert asked["image_std"] == [1, 1, 1]
     assert isinstance(ran["model"], peft_cbpt.CLIPResNetModel)
 
 
@@ -222,4 +226,4 @@ def test_internal_links_lead_somewhere():
 
 def test_no_code_of_the_hub_is_trusted():
     """As docs/security.md says."""
-    assert not [file for file in ROOT.glob("peft_cbpt/**/*.py") if "trust_remote_code" in file.read_text()]
+    assert not [file for file in ROOT.glob("peft_cbpt/**/*.py") if "trust_remote_code=True" in file.read_text()]

@@ -116,7 +116,10 @@ BAD_INPUTS = {
     "unknown pocket model": (lambda _: {"model_name_or_path": "pocket:evil"}, "choose one of"),
     "corrupt checkpoint": (broken_model, "download or save it again"),
     "a file that does not say its heads": (a_file_as_model, "no plain CLIP"),
-    "no tokenizer": (model_without_tokenizer, "has no tokenizer (tokenizer.json or vocab.json)"),
+    "no tokenizer": (
+        model_without_tokenizer,
+        "has no tokenizer (tokenizer.json or vocab.json or spiece.model): copy it",
+    ),
     "not a CLIP": (not_a_clip, "not a CLIP"),
     "dataset missing": (lambda _: {"dataset_name": "/no/such/images"}, "give a folder"),
     "unknown pocket domain": (lambda _: {"dataset_name": "pocket:moon"}, "choose one of"),

@@ -23,7 +23,7 @@ def test_an_enlarged_clip_keeps_its_weights(architecture):
     tokenizer = build_tokenizer()
     clip = build_model(tokenizer, architecture, 32).eval()
     assert isinstance(clip, CLIPResNetModel) == (architecture == "resnet")
-    assert sum(one.numel() for one in clip.parameters()) < 5e6
+    assert sum(one.numel() for one in clip.parameters()) < 8e6
 
     same, larger = (enlarged(clip, tokenizer, architecture, side).eval() for side in (32, 64))
     images = torch.randn(2, 3, 32, 32)

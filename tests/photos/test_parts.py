@@ -58,7 +58,6 @@ def test_poisoning_pairs_have_a_caption_of_their_class(photos_folder):
         assert names[label] in pairs[row]["caption"]
 
 
-def test_every_second_class_comes_first_so_that_a_hundred_are_of_all_kinds():
-    wnids = list(names_by_wnid())
-    assert wnids[101:] + wnids[:101] != sorted(wnids) and sorted(wnids[:101]) == wnids[:101]
-    assert "banana" in list(names_by_wnid().values())[:100]
+def test_banana_is_among_the_hundred_that_64_pixels_show_best():
+    names = list(names_by_wnid().values())
+    assert len(set(names)) == len(names) == 202 and "banana" in names[:100]

@@ -30,4 +30,5 @@ def test_the_pairs_of_the_poisoning_part_poison_a_clip(photos_folder, tmp_path, 
         )
     )
     assert record["n_poisoned"] == 2 and record["n_test_images"] == 48
-    assert json.loads((tmp_path / "poisoned" / "attack.json").read_text())["target_class"] == "tailed frog"
+    described = json.loads((tmp_path / "poisoned" / "attack.json").read_text())
+    assert described["target_class"] == list(names_by_wnid().values())[1]
