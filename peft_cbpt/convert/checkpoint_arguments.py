@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from peft_cbpt.common.errors import InputError
 
-INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+INTERPOLATIONS = {"bilinear": 2, "bicubic": 3}
+"""By name the numbers that Pillow and image processors know; loading an adapter needs no Pillow."""
 RESIZE_MODES = ("shortest", "squash")
 
 
