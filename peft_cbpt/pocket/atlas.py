@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"
@@ -34,6 +33,8 @@ def class_names() -> list[str]:
 @cache
 def load_sprites() -> Tensor:
     """All sprites as premultiplied RGBA, (n_classes, 4, 64, 64), float32 in [0, 1]."""
+    from PIL import Image  # not needed to load an adapter
+
     atlas = torch.from_numpy(np.asarray(Image.open(ATLAS_FILE).convert("RGBA"), dtype=np.float32) / 255)
     rows = atlas.shape[0] // SPRITE_SIZE
     tiles = atlas.view(rows, SPRITE_SIZE, ATLAS_COLUMNS, SPRITE_SIZE, 4).permute(0, 2, 4, 1, 3)
