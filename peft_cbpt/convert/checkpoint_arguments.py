@@ -6,7 +6,7 @@ from typing import Any
 
 from peft_cbpt.common.errors import InputError
 
-INTERPOLATIONS = {"bilinear": 2, "bicubic": 3}
+INTERPOLATIONS = {"bicubic": 3, "bilinear": 2}
 """By name the numbers that Pillow and image processors know; loading an adapter needs no Pillow."""
 RESIZE_MODES = ("shortest", "squash")
 
