@@ -3,6 +3,7 @@
     python -m benchmarks.tower_parts [--classes 1000]
 
 One thread, random weights, prompts as long as ImageNet's. Seconds are of the processor, of the faster of two rounds.
+Stored as benchmarks/results/tower_parts.json.
 """
 
 import argparse
@@ -10,12 +11,16 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
 from benchmarks.speed_shapes import attach_prompts, build_clip
 from peft_cbpt.clip.last_layer import only_class_token
+from peft_cbpt.common.files import write_json
+from peft_cbpt.common.records import made_now
 
+RESULT = Path(__file__).parent / "results" / "tower_parts.json"
 ROUNDS = 2
 CHUNK = 34
 """Prompts at once within the 2.2 GiB of `training.memory`, which hold the activations of about 4,300 tokens."""
@@ -50,7 +55,7 @@ def measure(variants: dict[str, Callable[[], None]]) -> dict[str, float]:
 
 
 def main(classes: int) -> None:
-    """Measure and print."""
+    """Measure, store and print."""
     torch.set_num_threads(1)
     clip = build_clip("vit_b32")
     images = measure({"whole last layer": image_step(clip, False), "short last layer": image_step(clip, True)})
@@ -61,7 +66,9 @@ def main(classes: int) -> None:
             "by length, all recomputed": text_step(model, chunk_size=CHUNK),
         }
     )
-    print(json.dumps({"classes": classes, "images": images, "texts": texts}, indent=2))
+    found = {"classes": classes, "images": images, "texts": texts}
+    write_json(RESULT, found | made_now())
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
