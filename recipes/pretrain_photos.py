@@ -99,7 +99,7 @@ class Pretraining:
 
     def __init__(self, arguments: PretrainArguments, lessons: Lessons, tokenizer: CLIPTokenizer):
         self.arguments, self.lessons, self.tokenizer = arguments, lessons, tokenizer
-        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         self.file = Path(arguments.output_dir) / "checkpoint.pt"
         self.side_of_epoch = [s for s, n in zip(arguments.sides, arguments.epochs, strict=True) for _ in range(n)]
         self.epoch, self.seconds = 0, 0.0
