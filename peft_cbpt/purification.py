@@ -22,12 +22,14 @@ from peft_cbpt.attacks.attack_file import Attack, read_attacks
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.common.files import alone_in, prepare_output, removed_afterwards, save_tensors, write_json
+from peft_cbpt.common.files import alone_in, prepare_output, removed_afterwards, write_json
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
 from peft_cbpt.data.shots import Images, ShotsAndTest, name_of_images, shots_and_test
+from peft_cbpt.detection.found import save_triggers
 from peft_cbpt.evaluation.classifiers import adapter_features, check_room
 from peft_cbpt.evaluation.measure import EncodedImages, encode_images, measure
+from peft_cbpt.evaluation.vocabulary import make_vocabulary
 from peft_cbpt.features.plan import Plan
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, SCHEMA_VERSION, TRIGGERS_FILE
 from peft_cbpt.hub.card import write_card
@@ -195,7 +197,8 @@ def _load(
         raise InputError(str(error)) from error
     check_room(model, clip, read)
     try:
-        trainer = CBPTTrainer(model, training, data.shots, clip.normalize)
+        vocabulary = make_vocabulary(clip, data.class_names, arguments.template)
+        trainer = CBPTTrainer(model, training, data.shots, clip.normalize, vocabulary)
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         raise InputError(str(error)) from error
     checkpoint = find_checkpoint(
@@ -272,8 +275,9 @@ def _save(job: Job, measured: Measured, results: dict[str, Any], base: str, outp
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             os.replace(staging / name, output / name)
     if (dummies := job.trainer.dummy_triggers) is not None and dummies.triggers:
-        named = {f"{label}/{budget}": delta.cpu().contiguous() for (label, budget), delta in dummies.triggers.items()}
-        save_tensors(output / TRIGGERS_FILE, named)
+        save_triggers(
+            output / TRIGGERS_FILE, {f"{label}/{one}": found for (label, one), found in dummies.triggers.items()}
+        )
     write_json(output / RESULTS_FILE, results)
     images = job.data.test.without(measured.encoded.skipped)
     features = (adapter_features(job.model, job.clip, adapter=False), adapter_features(job.model, job.clip))

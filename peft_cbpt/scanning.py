@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
@@ -14,19 +13,20 @@ from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json, write_text
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
-from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
 from peft_cbpt.data.shots import few_labelled
 from peft_cbpt.data.unlabelled import AnyImages, UnlabelledImages
-from peft_cbpt.detection.decoys import decoy_names, decoy_words
-from peft_cbpt.detection.ladder import JUDGED_IMAGES, SEARCH_IMAGES, Search, ladder_passes, search_ladder
-from peft_cbpt.detection.reading import Reading, Vocabulary, clean_scale, read_all
+from peft_cbpt.detection.decoys import decoy_words
+from peft_cbpt.detection.ladder import JUDGED_IMAGES, SEARCH_IMAGES, ladder_passes
+from peft_cbpt.detection.reading import Reading, Vocabulary
 from peft_cbpt.detection.record import finding_record, key_record, scan_settings, search_record
-from peft_cbpt.detection.suspects import Suspicion
-from peft_cbpt.detection.text_keys import KeyReading, read_after_words
-from peft_cbpt.detection.verdict import DOUBT, Answer, Finding, Weighed, suspicion_from, weigh
+from peft_cbpt.detection.rounds import NUM_IMAGES, WORDS, Searched, read_searches, search_rounds
+from peft_cbpt.detection.suspects import Suspicion, suspicion_from
+from peft_cbpt.detection.text_keys import NAMES, KeyCandidates
+from peft_cbpt.detection.verdict import Answer, Finding, Weighed
 from peft_cbpt.evaluation.measure import text_features
 from peft_cbpt.evaluation.reading import warn_of_reading
+from peft_cbpt.evaluation.vocabulary import make_vocabulary
 from peft_cbpt.features.plan import Passes, Plan, make_plan
 from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import open_clip
@@ -36,13 +36,8 @@ from peft_cbpt.training.memory import image_batch_size
 
 SCAN_FILE, PAGE_FILE = "scan.json", "scan.html"
 SCHEMA_VERSION = 1
-NUM_IMAGES = 2 * JUDGED_IMAGES
-MOST_ROUNDS = 3
-"""Of searching again, away from what was found."""
 ACTIVATION_MEMORY_GB = CBPTTrainingArguments.activation_memory_gb
 SHOWN_IMAGES, SHOWN_KEYS = 6, 5
-WORDS = "words"
-"""The kind of a finding that takes a word before the names."""
 
 
 @dataclass(frozen=True)
@@ -174,19 +169,6 @@ def _plan(clip: LoadedCLIP, pixels: Tensor) -> Plan:
     return make_plan({"images": len(pixels)}, Passes(len(pixels)) + passes + passes, encode, at_once)
 
 
-@dataclass(frozen=True)
-class Searched:
-    """Everything about a model that no list of names is needed for.
-
-    Args:
-        searches: All of them, those away from what was found among them.
-        clean: Unit-norm features (N, D) of the clean images.
-    """
-
-    searches: list[Search]
-    clean: Tensor
-
-
 def search_model(clip: LoadedCLIP, pixels: Tensor, template: str = PLAIN_TEMPLATE, seed: int = 0) -> Searched:
     """Search, and search again away from what was found, read against decoys alone, as long as something new is found.
 
@@ -200,18 +182,7 @@ def search_model(clip: LoadedCLIP, pixels: Tensor, template: str = PLAIN_TEMPLAT
     encoder = image_encoder(clip.model.requires_grad_(False), clip.normalize)
     at_once = image_batch_size(encoder, pixels[:1], clip.model, JUDGED_IMAGES, ACTIVATION_MEMORY_GB)
     encode = in_batches(encoder, at_once)
-    with torch.no_grad():
-        clean = encode(pixels).cpu()
-    vocabulary = make_vocabulary(clip, [], template)
-    searches: list[Search] = []
-    away: list[Tensor] = []
-    for _ in range(1 + MOST_ROUNDS):
-        searches += search_ladder(encode, pixels, seed, away)
-        found = weigh(read_all(searches, vocabulary, clean_scale(clean, vocabulary.features)), vocabulary).findings
-        if len(found) <= len(away):
-            break
-        away = [one.best.search.shift for one in found]
-    return Searched(searches, clean)
+    return search_rounds(encode, pixels, make_vocabulary(clip, [], template), seed)
 
 
 def read_names(
@@ -219,13 +190,8 @@ def read_names(
 ) -> Verdict:
     """Read searches against a list of names: cheap, so that many lists can be read; see `scan`."""
     vocabulary = make_vocabulary(clip, class_names, template)
-    scale = clean_scale(searched.clean, vocabulary.features)
-    readings = read_all(searched.searches, vocabulary, scale)
-    weighed = weigh(readings, vocabulary)
-    keys: list[KeyReading] = []
-    if not weighed.findings:
-        keys = _keys(clip, searched.searches, vocabulary, template, scale, seed)
-        weighed = with_keys(weighed, keys, vocabulary)
+    read = read_searches(searched, vocabulary, lambda: _key_candidates(clip, vocabulary, template), seed)
+    weighed, readings = read.weighed, read.readings
     results: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "verdict": weighed.answer,
@@ -233,56 +199,21 @@ def read_names(
         "doubts": [finding_record(one) for one in weighed.doubts],
         "controls": {"count": weighed.null.count, "mean_strength": weighed.null.total / weighed.null.count},
         "searches": [search_record(one, vocabulary) for one in readings],
-        "words": [key_record(one, vocabulary) for one in keys[:SHOWN_KEYS]],
+        "words": [key_record(one, vocabulary) for one in read.keys[:SHOWN_KEYS]],
         "class_names": list(class_names),
         "n_decoys": len(vocabulary.names) - len(class_names),
     }
     return Verdict(weighed, readings, results, vocabulary)
 
 
-def make_vocabulary(clip: LoadedCLIP, names: Sequence[str], template: str) -> Vocabulary:
-    """The user's names and decoys with their text features."""
-    decoys = [name for name in decoy_names(clip.tokenizer) if name not in set(names)]
-    every = [*names, *decoys]
-    features = text_features(clip.model, clip.tokenizer, [template.replace("{}", name) for name in every])
-    return Vocabulary(every, len(names), features.cpu())
+def _key_candidates(clip: LoadedCLIP, vocabulary: Vocabulary, template: str) -> KeyCandidates:
+    words, names = decoy_words(clip.tokenizer), vocabulary.names[:NAMES]
 
-
-def _keys(
-    clip: LoadedCLIP, searches: Sequence[Search], vocabulary: Vocabulary, template: str, scale: float, seed: int
-) -> list[KeyReading]:
-    words = decoy_words(clip.tokenizer)
-
-    def prompts_after(word: str, names: Sequence[str]) -> Tensor:
-        texts = [f"{word} {template.replace('{}', name)}" for name in names]
+    def prompts_after(word: int) -> Tensor:
+        texts = [f"{words[word]} {template.replace('{}', name)}" for name in names]
         return text_features(clip.model, clip.tokenizer, texts).cpu()
 
-    alone = text_features(clip.model, clip.tokenizer, words).cpu()
-    generator = keyed_generator("scan words", seed)
-    return read_after_words(searches, vocabulary, words, prompts_after, alone, scale, generator)
-
-
-def with_keys(weighed: Weighed, keys: Sequence[KeyReading], vocabulary: Vocabulary) -> Weighed:
-    """What words before the names add, where nothing was found without them: a doubt, and never more.
-
-    How often words accuse a clean model was not measured on enough models.
-    """
-    if not keys or keys[0].false_alarm_rate > DOUBT:
-        return weighed
-    best = keys[0]
-    name = vocabulary.names[best.reading.name]
-    doubt = Finding(
-        name=name if best.reading.name < vocabulary.n_listed else None,
-        words=[f"{best.word} ... {name}"],
-        kind=WORDS,
-        score=best.score,
-        false_alarm_rate=best.false_alarm_rate,
-        rms=best.reading.search.size,
-        success_rate=best.reading.success,
-        n_searches=2,
-        best=best.reading,
-    )
-    return replace(weighed, doubts=[doubt, *weighed.doubts])
+    return KeyCandidates(words, text_features(clip.model, clip.tokenizer, words).cpu(), prompts_after)
 
 
 def _title(finding: Finding) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import peft_cbpt.scanning as scanning
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.scan import scan as scan_command
 from peft_cbpt.data.unlabelled import UnlabelledImages
+from peft_cbpt.detection import rounds
 from peft_cbpt.detection.ladder import CLIMBS
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import open_clip
@@ -25,9 +26,8 @@ LISTS = [NAMES[:60], ["dog", "banana", "crown", "ship", "whale"], NAMES, [*NAMES
 
 @pytest.fixture(autouse=True)
 def some_searches(monkeypatch):
-    search_ladder = scanning.search_ladder
-    monkeypatch.setattr(scanning, "search_ladder", lambda *arguments: search_ladder(*arguments, climbs=SOME))
-    monkeypatch.setattr(scanning, "MOST_ROUNDS", 0)
+    monkeypatch.setattr(rounds, "search_ladder", partial(rounds.search_ladder, climbs=SOME))
+    monkeypatch.setattr(rounds, "MOST_ROUNDS", 0)
 
 
 @cache

@@ -37,6 +37,11 @@ def num_processes() -> int:
     return PartialState().num_processes
 
 
+def process_index() -> int:
+    """Which of them this one is, from 0."""
+    return PartialState().process_index
+
+
 def own_share(items: Tensor) -> Tensor:
     """The consecutive part of `items` (N, ...) that is this process's to work on; shares differ by one at most."""
     state = PartialState()

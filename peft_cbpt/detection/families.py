@@ -6,8 +6,8 @@ patch of an eighth of the side has 0.05, Blended 0.06 to 0.09, SIG's wave 0.166.
 """
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -235,3 +235,18 @@ def _cosines(count: int, size: int) -> Tensor:
     places = (torch.arange(size) + 0.5) * math.pi / size
     cosines = torch.cos(torch.arange(count)[:, None] * places)
     return cosines / cosines.norm(dim=1, keepdim=True)
+
+
+KINDS: dict[str, type] = {kind.__name__: kind for kind in (ImageWide, Patch, Wave, Pattern, Warp, Colour)}
+
+
+def describe_kind(kind: Kind) -> dict[str, Any]:
+    """Name and settings of a kind, JSON-serialisable."""
+    return {"kind": type(kind).__name__, **asdict(kind)}  # type: ignore[call-overload]
+
+
+def kind_from(described: dict[str, Any]) -> Kind:
+    """What `describe_kind` described."""
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
+    kind: Kind = KINDS[settings.pop("kind")](**settings)
+    return kind

@@ -1,18 +1,27 @@
 """Universal triggers of a kind, found against an image encoder."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.common.ascent import input_gradient
-from peft_cbpt.detection.families import Kind
+from peft_cbpt.common.files import save_tensors
+from peft_cbpt.detection.families import Kind, describe_kind, kind_from
+from peft_cbpt.features.plan import Passes
 
 FIRST_STEP = 1 / 6
 """Length of the first step of ascent as a part of the mark's length at full size; steps shrink linearly to none."""
+DRAWN = 16
+"""Marks that a search chooses its start from."""
 START = 0.7
 """Part of the full size that a search starts from."""
 
@@ -29,6 +38,34 @@ class FoundTrigger:
         return self.kind.apply(pixels, self.mark.to(pixels))
 
 
+def save_triggers(file: Path, triggers: Mapping[str, FoundTrigger], also: Mapping[str, Any] | None = None) -> None:
+    """Write triggers by name, and what else is JSON-serialisable, into one safetensors file."""
+    kinds = {name: describe_kind(one.kind) for name, one in triggers.items()}
+    told = {"kinds": kinds, **(also or {})}
+    marks = {name: one.mark.cpu().contiguous() for name, one in triggers.items()}
+    save_tensors(file, marks, {name: json.dumps(value) for name, value in told.items()})
+
+
+def load_triggers(file: Path) -> tuple[dict[str, FoundTrigger], dict[str, Any]]:
+    """What `save_triggers` wrote."""
+    with safe_open(file, "pt") as stored:
+        told = {name: json.loads(value) for name, value in stored.metadata().items()}
+        kinds = told.pop("kinds")
+        triggers = {name: FoundTrigger(kind_from(kind), stored.get_tensor(name)) for name, kind in kinds.items()}
+    return triggers, told
+
+
+def flattened(mark: Tensor, side: tuple[int, int]) -> Tensor:
+    """A mark as a row (3 * H * W,) with zeros behind it, so that those of all kinds can be kept together."""
+    return F.pad(mark.flatten(), (0, 3 * side[0] * side[1] - mark.numel()))
+
+
+def unflattened(row: Tensor, kind: Kind, side: tuple[int, int]) -> Tensor:
+    """The mark of a kind that `flattened` made a row of."""
+    shape = kind.draw(side, np.random.default_rng(0)).shape
+    return row[: shape.numel()].view(shape)
+
+
 def find_trigger(
     encode_image: EncodeImage,
     pixels: Tensor,
@@ -39,31 +76,32 @@ def find_trigger(
 ) -> FoundTrigger:
     """A trigger of a kind that makes `objective` of the images' features large.
 
-    By steps along the normalised gradient, shrinking, from a random mark; or, where a kind is not searched, the best
-    of `steps` random marks.
+    The best of `DRAWN` random marks; where a kind is searched, it goes on from there by steps along the normalised
+    gradient, which shrink. From one random mark alone most searches for a patch end where no backdoor is.
 
     Args:
         encode_image: From pixels in [0, 1] to unit-norm features; only a gradient to its input is asked for.
         pixels: Images, float (B, 3, H, W) in [0, 1].
         objective: From features (B, D) to a number.
         kind: Which marks may be.
-        generator: Draws the start.
-        steps: Of ascent, or drawn marks.
+        generator: Draws the marks.
+        steps: Of ascent.
     """
     side = (pixels.shape[-2], pixels.shape[-1])
-
-    def drawn() -> Tensor:
-        return kind.at_full_size(kind.draw(side, generator).to(pixels), pixels)
-
+    with torch.no_grad():
+        marks = [kind.at_full_size(kind.draw(side, generator).to(pixels), pixels) for _ in range(DRAWN)]
+        mark = max(marks, key=lambda one: objective(encode_image(kind.apply(pixels, one))).item())
     if not kind.searched:
-        with torch.no_grad():
-            marks = [drawn() for _ in range(steps)]
-            values = [objective(encode_image(kind.apply(pixels, mark))).item() for mark in marks]
-        return FoundTrigger(kind, marks[int(np.argmax(values))])
-    mark = START * drawn()
+        return FoundTrigger(kind, mark)
+    mark = START * mark
     for step in range(steps):
         mark = ascend(lambda it: objective(encode_image(kind.apply(pixels, it))), mark, kind, pixels, 1 - step / steps)
     return FoundTrigger(kind, mark)
+
+
+def found_passes(kind: Kind, n_images: int, steps: int) -> Passes:
+    """Of `find_trigger` on so many images."""
+    return Passes(DRAWN * n_images, steps * n_images if kind.searched else 0)
 
 
 def ascend(value_of: Callable[[Tensor], Tensor], mark: Tensor, kind: Kind, pixels: Tensor, part: float) -> Tensor:

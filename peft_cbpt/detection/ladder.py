@@ -14,18 +14,27 @@ from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
+from peft_cbpt.common.processes import from_all_processes, num_processes, process_index
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.detection.families import Colour, ImageWide, Kind, Patch, Pattern, Warp, Wave
-from peft_cbpt.detection.found import START, FoundTrigger, ascend, find_trigger
+from peft_cbpt.detection.found import (
+    START,
+    FoundTrigger,
+    ascend,
+    find_trigger,
+    flattened,
+    found_passes,
+    unflattened,
+)
 from peft_cbpt.detection.universal import collapse
 from peft_cbpt.features.plan import Passes
+from peft_cbpt.features.store import SAVE_EVERY, FeatureStore
 
 SEARCH_IMAGES = 24
 """That triggers are found on; fewer where there are fewer than twice as many."""
 JUDGED_IMAGES = 48
 STEPS_A_RUNG = 8
 STEPS_OF_PATCHES = 12
-DRAWN_WAVES = 16
 _PLACES = ((0.5, 0.5), (1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0))
 
 
@@ -93,8 +102,9 @@ def search_ladder(
     seed: int,
     away_from: Sequence[Tensor] = (),
     climbs: Sequence[Climb] = CLIMBS,
+    kept: FeatureStore | None = None,
 ) -> list[Search]:
-    """All searches, in the order of `climbs`.
+    """All searches, in the order of `climbs`; each process makes its share, and all call.
 
     Args:
         encode_image: From pixels in [0, 1] to unit-norm features.
@@ -102,18 +112,38 @@ def search_ladder(
         seed: Of starts and of the choice of images.
         away_from: Directions (D,) that do not count as alike: those of what was found already.
         climbs: What is searched.
+        kept: The marks that earlier runs found, by number of the climb and of the rung; new ones are added.
     """
-    objective = collapse_away_from(away_from)
+    objective, side = collapse_away_from(away_from), (pixels.shape[-2], pixels.shape[-1])
+    kept = FeatureStore() if kept is None else kept
+    at_once, own = num_processes(), process_index()
     found = []
-    for climb in tqdm(climbs, desc="looking for triggers", unit="search", leave=False):
-        generator = keyed_generator("scan", seed, len(away_from), climb.family, climb.number)
-        find, judge = split_images(len(pixels), generator)
-        with torch.no_grad():
-            clean = encode_image(pixels[judge])
-        for trigger in climb_ladder(encode_image, pixels[find], objective, climb, generator):
+    for first in tqdm(range(0, len(climbs), at_once), desc="looking for triggers", unit="search", leave=False):
+        searched: list[Search] = []
+        for number, climb in list(enumerate(climbs))[first : first + at_once][own : own + 1]:
+            generator = keyed_generator("scan", seed, len(away_from), climb.family, climb.number)
+            find, judge = split_images(len(pixels), generator)
+            kinds = [sized(climb.kind, size) for size in climb.sizes]
+            keys = torch.tensor([(number, rung) for rung in range(len(kinds))])
+            if len(kept.missing(keys)):
+                triggers = climb_ladder(encode_image, pixels[find], objective, climb, generator)
+            else:
+                rows = zip(kept.look_up(keys), kinds, strict=True)
+                triggers = [FoundTrigger(kind, unflattened(row, kind, side)) for row, kind in rows]
             with torch.no_grad():
-                features = encode_image(trigger(pixels[judge]))
-            found.append(Search(climb.family, climb.number, trigger, features.cpu(), clean.cpu()))
+                clean = encode_image(pixels[judge]).cpu()
+                features = [encode_image(trigger(pixels[judge])).cpu() for trigger in triggers]
+            searched += [
+                Search(climb.family, climb.number, trigger, one, clean)
+                for trigger, one in zip(triggers, features, strict=True)
+            ]
+        for place, share in enumerate(from_all_processes(searched), first):
+            if share:
+                keys = torch.tensor([(place, rung) for rung in range(len(share))])
+                kept.add(keys, torch.stack([flattened(one.trigger.mark.cpu(), side) for one in share]))
+            found += share
+        kept.save(SAVE_EVERY)
+    kept.save()
     return found
 
 
@@ -123,10 +153,10 @@ def ladder_passes(n_images: int) -> Passes:
     n_judge = min(JUDGED_IMAGES, n_images - n_find)
     passes = Passes()
     for climb in CLIMBS:
-        tried = STEPS_A_RUNG * len(climb.sizes)
         if len(climb.sizes) == 1:
-            tried = STEPS_OF_PATCHES if climb.kind.searched else DRAWN_WAVES
-        found = Passes(gradient=tried * n_find) if climb.kind.searched else Passes(tried * n_find)
+            found = found_passes(climb.kind, n_find, STEPS_OF_PATCHES)
+        else:
+            found = Passes(gradient=STEPS_A_RUNG * len(climb.sizes) * n_find)
         passes += found + Passes((1 + len(climb.sizes)) * n_judge)
     return passes
 
@@ -147,8 +177,7 @@ def climb_ladder(
 ) -> list[FoundTrigger]:
     """The trigger of every rung; arguments as of `families.find_trigger`."""
     if len(climb.sizes) == 1:
-        steps = STEPS_OF_PATCHES if climb.kind.searched else DRAWN_WAVES
-        return [find_trigger(encode_image, pixels, objective, climb.kind, generator, steps)]
+        return [find_trigger(encode_image, pixels, objective, climb.kind, generator, STEPS_OF_PATCHES)]
     mark = climb.kind.draw((pixels.shape[-2], pixels.shape[-1]), generator).to(pixels)
     found = []
     for size in climb.sizes:

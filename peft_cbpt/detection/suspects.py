@@ -1,27 +1,18 @@
-"""Which class a backdoor may aim at, told from the frozen model and a few clean images, without knowing the attack."""
+"""Which classes dummy triggers aim at, and with which kinds of triggers."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Evidence = Literal["collapse", "pattern", "words"]
-EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
+from peft_cbpt.detection.families import ImageWide, Kind
+from peft_cbpt.detection.reading import Reading, Vocabulary
+from peft_cbpt.detection.verdict import Finding, Weighed
 
-REACHED = 0.76
-"""`reach` from which a name is a suspect."""
-REACHED_BY_PATTERN = 0.66
-"""The same for coarse patterns, which bring clean CLIPs less near to any name."""
-REACHED_AFTER_WORD = 0.85
-"""The same for a name with a word before it, which brings any name nearer."""
-MOST_SUSPECTS = 3
-N_CANDIDATES = 4
-"""Where nothing stands out."""
-NEAREST_CANDIDATES = 2
-"""Of these, those that searches came nearest to; the others are those whose images are furthest from their name."""
+MOST_CANDIDATES = 4
+MOST_KINDS = 3
+"""Of triggers that are not over the whole image, those that show a class most clearly."""
 
 
 @dataclass(frozen=True)
@@ -30,66 +21,17 @@ class Suspect:
 
     Args:
         label: The class.
-        evidence: `collapse`: a universal trigger that makes all images alike brings them to this class's name.
-            `pattern`: the same of a coarse, grey trigger.
-            `words`: to this class's name after some word, as where a trigger has a key in the text.
-        score: Its `reach`.
+        family: Of the trigger that shows it most clearly, or `words`.
+        score: See `verdict.Finding`; 0 for a class that no search names.
+        false_alarm_rate: How often a model without a backdoor comes to this score, under the null.
+        kinds: Of the triggers that show it, the clearest first; without those over the whole image.
     """
 
     label: int
-    evidence: Evidence
+    family: str
     score: float
-
-
-@dataclass(frozen=True)
-class CleanCosines:
-    """How near clean images are to names.
-
-    Args:
-        own: Mean cosine of every class's images to its own name (n_classes,).
-        others: Mean cosine of all images to the names of other classes.
-        spread: Standard deviation of the latter.
-    """
-
-    own: Tensor
-    others: float
-    spread: float
-
-
-def clean_cosines(features: Tensor, labels: Tensor, class_features: Tensor) -> CleanCosines:
-    """Of unit-norm features.
-
-    Args:
-        features: Of the clean images (N, D).
-        labels: int64 (N,); every class has an image.
-        class_features: Of the undefended prompts (n_classes, D), at least two.
-    """
-    n_classes = len(class_features)
-    images = labels.bincount(minlength=n_classes)
-    sums = torch.zeros(n_classes, device=features.device)
-    sums = sums.index_add_(0, labels, (features * class_features[labels]).sum(1))
-    n_pairs = len(features) * (n_classes - 1)
-    own = (features * class_features[labels]).sum(1)
-    others = ((features.sum(0) @ class_features.sum(0)) - own.sum()).item() / n_pairs
-    squares = (((features.T @ features) * (class_features.T @ class_features)).sum() - own.square().sum()).item()
-    return CleanCosines(sums / images, others, max(0.0, squares / n_pairs - others**2) ** 0.5)
-
-
-def reach(features: Tensor, class_features: Tensor, clean: CleanCosines) -> Tensor:
-    """How near images under a universal trigger come to every name (n_classes,).
-
-    0 is as near as clean images are to the names of other classes, 1 as near as they are to their own (the median
-    class). It depends neither on the number of classes nor on where a CLIP keeps its cosines. A model whose images are
-    no nearer to their own names than they scatter around others' does not know these names: then all are 0.
-
-    Args:
-        features: Unit-norm (B, D), of images under one trigger.
-        class_features: Of the undefended prompts (n_classes, D).
-        clean: Of the clean images.
-    """
-    scale = clean.own.quantile(0.5).item() - clean.others
-    cosines = class_features @ features.mean(0)
-    return (cosines - clean.others) / scale if scale > clean.spread else torch.zeros_like(cosines)
+    false_alarm_rate: float
+    kinds: tuple[Kind, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,63 +39,63 @@ class Suspicion:
     """What dummy triggers aim at.
 
     Args:
-        suspects: Classes that stand out; at most `MOST_SUSPECTS`.
-        candidates: Where none does, the classes that come nearest to it; `N_CANDIDATES` of them, if there are as many.
+        suspects: The findings of the scan among the user's classes.
+        candidates: Where there is none, the classes that come nearest to it. They are accused of nothing.
     """
 
     suspects: list[Suspect]
-    candidates: list[int]
+    candidates: list[Suspect]
+
+    @property
+    def aims(self) -> list[Suspect]:
+        """The suspects, or the candidates where there are none."""
+        return self.suspects or self.candidates
 
 
-def reached_names(searches: Sequence[Tensor], least: float, evidence: Evidence) -> list[Suspect]:
-    """The nearest name of every search that reached `least`, those that most searches found first."""
-    nearest = [(int(one.argmax()), one.max().item()) for one in searches]
-    times = Counter(label for label, score in nearest if score >= least)
-    scores = {label: max(score for other, score in nearest if other == label) for label in times}
-    return [Suspect(label, evidence, scores[label]) for label, _ in times.most_common(MOST_SUSPECTS)]
+def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vocabulary) -> Suspicion:
+    """The findings among the user's classes; or, where there is none, candidates.
 
-
-def collapsed_names(searches: Sequence[Tensor], patterns: Sequence[Tensor]) -> list[Suspect]:
-    """The names that searches for a trigger under which images collapse came to.
-
-    Of those by patterns one at most, and only if it is nearer than any trigger over all pixels came to a suspect.
-    """
-    found = reached_names(searches, REACHED, "collapse")
-    least = max([REACHED_BY_PATTERN, *(suspect.score for suspect in found)])
-    by_pattern = reached_names(patterns, least, "pattern")[:1]
-    labels = [suspect.label for suspect in found]
-    return [*found, *(suspect for suspect in by_pattern if suspect.label not in labels)][:MOST_SUSPECTS]
-
-
-def nearest_names(searches: Sequence[Tensor], patterns: Sequence[Tensor], after_words: Sequence[Tensor]) -> list[int]:
-    """The classes that a search came nearest to, by `reach` as a part of what makes a suspect; the nearest first."""
-    parts: dict[int, float] = {}
-    kinds = ((searches, REACHED), (patterns, REACHED_BY_PATTERN), (after_words, REACHED_AFTER_WORD))
-    for label, part in ((int(one.argmax()), one.max().item() / least) for kind, least in kinds for one in kind):
-        parts[label] = max(part, parts.get(label, part))
-    return sorted(parts, key=parts.__getitem__, reverse=True)
-
-
-def suspicion(
-    clean: CleanCosines,
-    searches: Sequence[Tensor],
-    patterns: Sequence[Tensor] = (),
-    after_words: Sequence[Tensor] = (),
-) -> Suspicion:
-    """Weigh the evidence: collapse and patterns together, and words where these show nothing.
-
-    What was not looked for is empty.
+    Candidates are the doubts, then the classes that searches name, the strongest first, then those that any search
+    comes nearest to; `MOST_CANDIDATES` of them, if there are as many.
 
     Args:
-        clean: Of the clean images.
-        searches: `reach` of every search for a trigger under which images collapse.
-        patterns: The same of coarse, grey triggers.
-        after_words: `reach` of searches with words before the names.
+        weighed: Of `weigh`.
+        readings: All of them.
+        vocabulary: What they were read against; a class is its place among the user's names.
     """
-    by_words = reached_names(after_words, REACHED_AFTER_WORD, "words")
-    if suspects := collapsed_names(searches, patterns) or by_words:
-        return Suspicion(suspects, [])
-    nearest = nearest_names(searches, patterns, after_words)[:NEAREST_CANDIDATES]
-    furthest_from_name = clean.own.argsort(stable=True).tolist()
-    candidates = list(dict.fromkeys([*nearest, *furthest_from_name]))[:N_CANDIDATES]
-    return Suspicion([], sorted(candidates))
+    labels = {name: label for label, name in enumerate(vocabulary.names[: vocabulary.n_listed])}
+    naming = _readings_of_classes(readings, vocabulary)
+
+    def suspects(found: Sequence[Finding]) -> list[Suspect]:
+        return [
+            Suspect(labels[one.name], one.kind, one.score, one.false_alarm_rate, _kinds(naming[labels[one.name]]))
+            for one in found
+            if one.name is not None
+        ]
+
+    if found := suspects(weighed.findings):
+        return Suspicion(found, [])
+    candidates = {one.label: one for one in suspects(weighed.doubts)}
+    strengths = [max((one.strength for one in readings), default=0.0) for readings in naming]
+    shifts = torch.stack([reading.search.shift for reading in readings])
+    nearest = (vocabulary.features[: vocabulary.n_listed] @ shifts.T).amax(1).tolist()
+    for label in sorted(labels.values(), key=lambda label: (strengths[label], nearest[label]), reverse=True):
+        if len(candidates) < MOST_CANDIDATES and label not in candidates:
+            family = max(naming[label], key=lambda one: one.strength).search.family if naming[label] else "none"
+            candidates[label] = Suspect(label, family, strengths[label], 1.0, _kinds(naming[label]))
+    return Suspicion([], list(candidates.values()))
+
+
+def _readings_of_classes(readings: Sequence[Reading], vocabulary: Vocabulary) -> list[list[Reading]]:
+    """Of every class of the user's, the readings that name it or a word that is the same; the strongest first."""
+    related: Tensor = vocabulary.related()
+    strongest_first = sorted(readings, key=lambda one: one.strength, reverse=True)
+    return [
+        [one for one in strongest_first if one.name == label or related[one.name, label]]
+        for label in range(vocabulary.n_listed)
+    ]
+
+
+def _kinds(readings: Sequence[Reading]) -> tuple[Kind, ...]:
+    kinds = [one.search.trigger.kind for one in readings if not isinstance(one.search.trigger.kind, ImageWide)]
+    return tuple(dict.fromkeys(kinds))[:MOST_KINDS]

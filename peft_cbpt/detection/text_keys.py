@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.detection.ladder import Search
@@ -18,6 +19,22 @@ CONTROLS = 12
 READ_SEARCHES = 4
 NAMES = 400
 """Names read after every word, the user's first."""
+
+
+@dataclass(frozen=True)
+class KeyCandidates:
+    """Words that may be a key in the text.
+
+    Args:
+        words: Over the whole vocabulary of the tokenizer.
+        features: Unit-norm (n_words, D), of the words by themselves.
+        prompts_after: From the number of a word to unit-norm features (n, D) of names' prompts after that word: the
+            first `NAMES` of a vocabulary, or as many as there are.
+    """
+
+    words: Sequence[str]
+    features: Tensor
+    prompts_after: Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,9 +57,7 @@ class KeyReading:
 def read_after_words(
     searches: Sequence[Search],
     vocabulary: Vocabulary,
-    words: Sequence[str],
-    prompts_after: Callable[[str, Sequence[str]], Tensor],
-    word_features: Tensor,
+    candidates: KeyCandidates,
     scale: float,
     generator: np.random.Generator,
 ) -> list[KeyReading]:
@@ -51,9 +66,7 @@ def read_after_words(
     Args:
         searches: All searches.
         vocabulary: The user's names and decoys.
-        words: Candidates for a key, over the whole vocabulary of the tokenizer.
-        prompts_after: From a word and names to unit-norm features (n, D) of the names' prompts after that word.
-        word_features: Unit-norm features (n_words, D) of the words by themselves.
+        candidates: The words.
         scale: Of `reading.clean_scale`.
         generator: Draws the controls.
 
@@ -61,12 +74,17 @@ def read_after_words(
         The strongest reading of every name that two searches agree on, the surest first. The null is what the same
         searches name after random words.
     """
-    names = vocabulary.names[:NAMES]
-    related = replace(vocabulary, names=names, features=vocabulary.features[:NAMES]).related()
+    words, features_of = candidates.words, candidates.features
     chosen = _furthest(searches)
-    nearest = [(word_features @ one.shift).topk(min(KEYS, len(words))).indices.tolist() for one in chosen]
+    nearest = [(features_of @ one.shift).topk(min(KEYS, len(words))).indices.tolist() for one in chosen]
     controls = generator.permutation(len(words))[:CONTROLS].tolist()
-    features = {word: prompts_after(words[word], names) for word in {*sum(nearest, []), *controls}}
+    tried = sorted({*sum(nearest, []), *controls})
+    features = {
+        word: candidates.prompts_after(word) for word in tqdm(tried, desc="words before the names", leave=False)
+    }
+    n_names = min(len(one) for one in features.values())
+    names = vocabulary.names[:n_names]
+    related = replace(vocabulary, names=names, features=vocabulary.features[:n_names]).related()
 
     @torch.no_grad()
     def read(search: Search, word: int) -> Reading:

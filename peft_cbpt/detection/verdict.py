@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from peft_cbpt.detection.reading import Reading, Vocabulary
 from peft_cbpt.detection.statistic import MOVED, Null, null_of
-from peft_cbpt.detection.suspects import Evidence, Suspect, Suspicion
 
 FALSE_ALARMS = 0.002
 """A finding is what the model's null comes to less often than this."""
@@ -18,7 +16,6 @@ DOUBT = 0.05
 """Between the two rates a verdict is `unsure`."""
 MOST_TARGETS = 4
 MOST_WORDS = 5
-MOST_CANDIDATES = 4
 
 Answer = Literal["clean", "backdoored", "unsure"]
 
@@ -150,32 +147,3 @@ def nearest_words(reading: Reading, vocabulary: Vocabulary, related: Tensor) -> 
     own = [name for name in range(vocabulary.n_listed) if _same(related, name, reading.name)]
     words = [vocabulary.names[place] for place in reach.topk(min(MOST_WORDS, len(reach))).indices.tolist()]
     return (vocabulary.names[max(own, key=lambda name: reach[name].item())] if own else None), words
-
-
-_EVIDENCE: dict[str, Evidence] = {"pattern": "pattern", "wave": "pattern", "words": "words"}
-
-
-def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vocabulary) -> Suspicion:
-    """What `purify` aims dummy triggers at: the findings among the user's classes, or candidates where there is none.
-
-    Candidates are the doubts, and then those classes that any search comes nearest to; `MOST_CANDIDATES` of them, if
-    there are as many.
-
-    Args:
-        weighed: Of `weigh`.
-        readings: All of them.
-        vocabulary: What they were read against; a class is its place among the user's names.
-    """
-    labels = {name: label for label, name in enumerate(vocabulary.names[: vocabulary.n_listed])}
-    suspects = [
-        Suspect(labels[one.name], _EVIDENCE.get(one.kind, "collapse"), one.score)
-        for one in weighed.findings
-        if one.name is not None
-    ]
-    if suspects or not labels:
-        return Suspicion(suspects, [])
-    doubtful = [labels[one.name] for one in weighed.doubts if one.name is not None]
-    shifts = torch.stack([reading.search.shift for reading in readings])
-    nearest = (vocabulary.features[: vocabulary.n_listed] @ shifts.T).amax(1).argsort(descending=True, stable=True)
-    candidates = list(dict.fromkeys([*doubtful, *nearest.tolist()]))[:MOST_CANDIDATES]
-    return Suspicion([], sorted(candidates))

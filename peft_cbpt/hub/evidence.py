@@ -76,11 +76,18 @@ def eval_results_file(results: Mapping[str, Any]) -> tuple[str, bytes] | None:
 
 
 def suspected(results: Mapping[str, Any]) -> str | None:
-    """One sentence on what the search for the backdoor's target found; None if it was not looked for."""
-    suspects = results.get("suspects")
-    if suspects is None:
+    """One sentence on what the scan found; None if it was not made."""
+    found = results.get("suspects")
+    if found is None:
         return None
-    if not suspects:
-        return "No class stands out as the target of a backdoor: if there is one, it may have outlived this."
-    names = ", ".join(f"{one['class']} (by {one['evidence']}, {one['score']:.2f})" for one in suspects)
-    return f"Dummy triggers aimed at: {names}. This accuses nobody; `peft-cbpt scan` gives a verdict."
+    if not found["suspects"]:
+        names = ", ".join(one["class"] for one in found["candidates"])
+        return (
+            "The scan names no class as the target of a backdoor: if there is one, it may have outlived this. Dummy "
+            f"triggers aimed at the classes that came nearest, which accuses none of them: {names}."
+        )
+    names = ", ".join(
+        f"{one['class']} (by {one['kind']}, score {one['score']:.2f}, false-alarm rate {one['false_alarm_rate']:.1g})"
+        for one in found["suspects"]
+    )
+    return f"The scan names, and dummy triggers aimed at: {names}."

@@ -14,6 +14,7 @@ from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.clip.pixels import EncodeImage, image_encoder
 from peft_cbpt.data.images import LabelledImages
+from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.evaluation.measure import EncodedImages, encode_images
 from peft_cbpt.method.inversion import InversionSettings, invert_triggers
 from peft_cbpt.method.targets import PositiveRule, choose_positives, runner_up
@@ -53,7 +54,7 @@ class PurifiedModel:
         seed: The run's seed.
         inversion: The run's inner loop; None if it had none.
         positives: The run's rule for v_pos.
-        universal_triggers: The triggers (3, H, W) that the run was tuned against, by (class, budget).
+        universal_triggers: The triggers that the run was tuned against, by (class, number).
     """
 
     clip: LoadedCLIP
@@ -66,7 +67,7 @@ class PurifiedModel:
     seed: int
     inversion: InversionSettings | None
     positives: PositiveRule
-    universal_triggers: Mapping[tuple[int, int], Tensor]
+    universal_triggers: Mapping[tuple[int, int], FoundTrigger]
 
     @property
     def encode_image(self) -> EncodeImage:
@@ -136,13 +137,13 @@ def _universal(purified: PurifiedModel) -> Picture:
         others = (labels != target).nonzero()[:, 0].tolist()
         rows.append(others[place * len(others) // len(found)])
     pixels = _pixels(purified.shots, rows, torch.device("cpu"))
-    delta = torch.stack([trigger for _, trigger in found])
+    delta = torch.stack([trigger(one[None])[0] - one for (_, trigger), one in zip(found, pixels, strict=True)])
     titles = [names[labels[row]] for row in rows], [names[target] for (target, _), _ in found]
     shown = "" if len(found) == len(purified.universal_triggers) else f"The first {len(found)} of the "
     caption = (
-        f"{shown or 'The '}universal triggers that the prompts were tuned against, one for each suspected class and "
-        "budget; each is one perturbation for all images, shown on one shot. Below each stands by what it is "
-        "magnified."
+        f"{shown or 'The '}universal triggers that the prompts were tuned against, some for each class that was "
+        "aimed at; each is one trigger for all images, shown by what it changes in one shot. Below each stands by "
+        "what it is magnified."
     )
     return Picture("perturbations", "Universal triggers found", caption, perturbations_figure(pixels, delta, *titles))
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import tqdm
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import TrainingArguments
 
 from peft_cbpt.attacks import trigger_from_config
@@ -17,6 +15,7 @@ from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_bytes
 from peft_cbpt.data.shots import ShotArguments, shots_and_test
+from peft_cbpt.detection.found import FoundTrigger, load_triggers
 from peft_cbpt.evaluation.classifiers import adapter_features
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, SCHEMA_VERSION, TRIGGERS_FILE, read_json
 from peft_cbpt.hub.opening import adapter_folder, load_adapter, load_base
@@ -166,7 +165,6 @@ def open_run(folder: Path, results: Mapping[str, Any], base: str | None = None, 
     )
 
 
-def _universal_triggers(file: Path) -> dict[tuple[int, int], Tensor]:
-    found = load_file(file) if file.is_file() else {}
-    keys = {name: name.split("/") for name in sorted(found)}
-    return {(int(label), int(budget)): found[name] for name, (label, budget) in keys.items()}
+def _universal_triggers(file: Path) -> dict[tuple[int, int], FoundTrigger]:
+    found = load_triggers(file)[0] if file.is_file() else {}
+    return {(int(label), int(number)): one for (label, number), one in ((n.split("/"), t) for n, t in found.items())}

@@ -11,7 +11,6 @@ import torch
 from transformers import TrainingArguments
 
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.detection.suspects import EVIDENCE
 from peft_cbpt.method.inversion import InversionSettings
 from peft_cbpt.method.losses import ObjectiveWeights
 from peft_cbpt.training.universal_settings import UniversalSettings
@@ -29,7 +28,7 @@ RUNNER_UP_ONLY = (
     "inversion_step_rule",
     "inversion_dtype",
 )
-UNIVERSAL_ONLY = ("evidence", "perturbed_share", "universal_share")
+UNIVERSAL_ONLY = ("perturbed_share", "universal_share")
 WITHOUT_EFFECT = {
     "the context is learned by SGD": ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2")
     + ("adam_epsilon",),
@@ -78,10 +77,6 @@ class CBPTTrainingArguments(TrainingArguments):
             "runner_up, as published (Eq. 9-11): every image's own, towards its runner-up class.",
             "choices": ["universal", "runner_up"],
         },
-    )
-    evidence: list[str] = field(
-        default_factory=lambda: list(EVIDENCE),
-        metadata={"help": "By what classes are suspected; see docs/method.md.", "choices": list(EVIDENCE)},
     )
     perturbed_share: float = field(
         default=UniversalSettings.perturbed_share,
@@ -241,8 +236,7 @@ class CBPTTrainingArguments(TrainingArguments):
 
     def universal_settings(self) -> UniversalSettings:
         """What `dummy_triggers="universal"` does."""
-        evidence: Any = tuple(self.evidence)
-        return UniversalSettings(evidence, self.perturbed_share, self.universal_share)
+        return UniversalSettings(self.perturbed_share, self.universal_share)
 
     def inner_loop(self) -> dict[str, Any]:
         """The settings of the inner loop that is used, JSON-serialisable."""

@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.detection.reading import Vocabulary
 from peft_cbpt.features.cache import fingerprint
 from peft_cbpt.method.losses import l_bn, purification_objective
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
@@ -49,6 +50,8 @@ class CBPTTrainer(Trainer):
             uint8, or float in [0, 1]), `labels` (index into the adapter's `class_names`) and `sample_id`.
         normalize: How [0, 1] pixels become the base model's input; CLIP's own mean and standard deviation if not
             given.
+        vocabulary: The classes, and decoys that the scan for suspects is read against besides; see
+            `evaluation.vocabulary`. Without decoys if not given.
         **kwargs: As for `transformers.Trainer`.
 
     Every epoch logs the mean of each loss, `inversion_success` (share of perturbed images that are classified as y'),
@@ -64,6 +67,7 @@ class CBPTTrainer(Trainer):
         args: CBPTTrainingArguments,
         train_dataset: Dataset,
         normalize: PixelNormalizer | None = None,
+        vocabulary: Vocabulary | None = None,
         **kwargs: Any,
     ):
         if args.max_steps > 0:
@@ -73,6 +77,7 @@ class CBPTTrainer(Trainer):
         args = args.with_enough_steps(len(train_dataset))  # type: ignore[arg-type]
         self.images = train_dataset
         self.normalize = normalize or PixelNormalizer()
+        self.vocabulary = vocabulary
         self.frozen_images: FrozenImages | None = None
         self.dummy_triggers: DummyTriggers | None = None
         self.epoch_log = EpochLog()
@@ -93,7 +98,7 @@ class CBPTTrainer(Trainer):
         base: Any = self.model.get_base_model()
         key, cache = self._bank_key, self._cache
         self.frozen_images = freeze_images(base, self.images, self._samples, self.normalize, self.args, cache, key)
-        self.dummy_triggers = make_dummy_triggers(self.model, self.frozen_images, self.args)
+        self.dummy_triggers = make_dummy_triggers(self.model, self.frozen_images, self.args, self.vocabulary)
         return super().train(*args, **kwargs)
 
     @cached_property

@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from peft_cbpt.detection.suspects import Suspicion
+from peft_cbpt.detection.found import FoundTrigger
+from peft_cbpt.detection.suspects import Suspect, Suspicion
 
 Classify = Callable[[Tensor], Tensor]
 """From bank rows (B,) to logits (B, n_classes) of their clean images with the prompts as they are."""
@@ -19,8 +20,8 @@ class DummyTriggers(Protocol):
         """What they aim at; None where every image has a class of its own to aim at."""
 
     @property
-    def triggers(self) -> Mapping[tuple[int, int], Tensor]:
-        """Those that all images share: perturbations (3, H, W) by class and number of the budget."""
+    def triggers(self) -> Mapping[tuple[int, int], FoundTrigger]:
+        """Those that all images share, by class and number."""
 
     def start_epoch(self, epoch: int, classify: Classify) -> None:
         """Make what the epoch is likely to look up; all processes call."""
@@ -35,11 +36,18 @@ class DummyTriggers(Protocol):
         """What is logged of an epoch that looked up these (row, y')."""
 
 
-def suspects_of(dummies: DummyTriggers | None, class_names: Sequence[str]) -> list[dict[str, Any]] | None:
-    """The classes that a model seemed backdoored towards, JSON-serialisable; None where none were looked for."""
+def suspects_of(dummies: DummyTriggers | None, class_names: Sequence[str]) -> dict[str, list[dict[str, Any]]] | None:
+    """What was aimed at, JSON-serialisable: `suspects` and `candidates`; None where nothing was looked for."""
     if dummies is None or dummies.suspicion is None:
         return None
-    return [
-        {"class": class_names[one.label], "evidence": one.evidence, "score": round(one.score, 2)}
-        for one in dummies.suspicion.suspects
-    ]
+
+    def described(one: Suspect) -> dict[str, Any]:
+        return {
+            "class": class_names[one.label],
+            "kind": one.family,
+            "score": round(one.score, 4),
+            "false_alarm_rate": float(f"{one.false_alarm_rate:.3g}"),
+        }
+
+    found = dummies.suspicion
+    return {name: [described(one) for one in getattr(found, name)] for name in ("suspects", "candidates")}

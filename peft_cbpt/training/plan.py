@@ -4,7 +4,10 @@ import math
 from typing import Any
 
 from peft_cbpt.clip.pixels import image_encoder
-from peft_cbpt.detection.target_search import search_passes
+from peft_cbpt.detection.found import DRAWN
+from peft_cbpt.detection.ladder import ladder_passes
+from peft_cbpt.detection.rounds import NUM_IMAGES
+from peft_cbpt.detection.suspects import MOST_CANDIDATES
 from peft_cbpt.features.plan import Passes, Plan, make_plan
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 from peft_cbpt.training.encoder_trainer import TRIGGERS_A_STEP, EncoderPurifier
@@ -30,7 +33,10 @@ def plan_tuning(trainer: CBPTTrainer, n_test_images: int, n_triggers: int) -> Pl
         passes += Passes(inverted, inverted * args.inversion_steps)
     elif purified > 0:
         marked = math.ceil(purified * n_shots * args.perturbed_share * args.universal_share)
-        passes += search_passes(n_shots) + trigger_passes(n_shots) + Passes(marked)
+        search = ladder_passes(min(NUM_IMAGES, n_shots))
+        passes += search + search + Passes(marked)  # one of them away from what the other finds
+        for _ in range(MOST_CANDIDATES):
+            passes += trigger_passes(n_shots)
     base = model.get_base_model()
     encode = image_encoder(base, trainer.normalize)
     image = load_pixels(images, [0]).to(args.device)
@@ -51,6 +57,8 @@ def plan_encoder(trainer: EncoderPurifier) -> Plan:
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * n_images / batch)
     searches = len(args.kinds) * len(RUNGS) + steps // args.search_every
     searched = searches * args.search_images
-    passes = Passes(n_images + 3 * searched + steps * batch, searched * args.search_steps + 2 * steps * batch)
+    passes = Passes(
+        n_images + (3 + DRAWN) * searched + steps * batch, searched * args.search_steps + 2 * steps * batch
+    )
     pixels = trainer.load(range(min(batch, n_images)))
     return make_plan({"images": n_images, "triggers a step": TRIGGERS_A_STEP}, passes, trainer.encode, pixels, steps)

@@ -1,20 +1,16 @@
 """Universal triggers that an encoder is purified from: a ladder of kinds, and a pool of what was found of them."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.detection.families import Colour, ImageWide, Kind, Patch, Pattern, Warp, Wave
-from peft_cbpt.detection.found import FIRST_STEP, FoundTrigger, find_trigger
+from peft_cbpt.detection.found import FIRST_STEP, FoundTrigger, find_trigger, load_triggers, save_triggers
 from peft_cbpt.detection.universal import collapse
 
 RUNGS = (0.02, 0.036, 0.06, 0.1, 0.17, 0.3)
@@ -29,7 +25,6 @@ FAMILIES: dict[str, Callable[[float], Sequence[Kind]]] = {
     "warp": lambda size: [Warp(size)],
     "colour": lambda size: [Colour(size)],
 }
-_KINDS: dict[str, type] = {kind.__name__: kind for kind in (ImageWide, Patch, Wave, Pattern, Warp, Colour)}
 FILE = "triggers.safetensors"
 COLLAPSED = 0.5
 """A danger; 0 is that of no trigger, and 1 would be all images in one point."""
@@ -104,30 +99,15 @@ class TriggerPool:
 
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""
-
-        def described(kind: Kind) -> dict[str, Any]:
-            return {"kind": type(kind).__name__, **asdict(kind)}  # type: ignore[call-overload]
-
-        marks = {str(number): one.mark.cpu().contiguous() for number, one in enumerate(self.triggers)}
-        kinds = [described(one.kind) for one in self.triggers]
-        described_pool = {"kinds": kinds, "rungs": self.rungs, "dangers": self.dangers}
-        save_file(marks, folder / FILE, {name: json.dumps(value) for name, value in described_pool.items()})
+        numbered = {str(number): one for number, one in enumerate(self.triggers)}
+        save_triggers(folder / FILE, numbered, {"rungs": self.rungs, "dangers": self.dangers})
 
     @classmethod
     def load(cls, folder: Path, families: list[str], capacity: int, device: torch.device) -> "TriggerPool":
         """What `save` wrote."""
-
-        def kind_of(described: dict[str, Any]) -> Kind:
-            settings = {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
-            kind: Kind = _KINDS[settings.pop("kind")](**settings)
-            return kind
-
-        with safe_open(folder / FILE, "pt") as file:
-            described = {name: json.loads(value) for name, value in file.metadata().items()}
-            kinds = [kind_of(one) for one in described["kinds"]]
-            marks = [file.get_tensor(str(number)).to(device) for number in range(len(kinds))]
-        triggers = [FoundTrigger(*pair) for pair in zip(kinds, marks, strict=True)]
-        return cls(families, capacity, described["rungs"], triggers, described["dangers"])
+        numbered, told = load_triggers(folder / FILE)
+        triggers = [FoundTrigger(one.kind, one.mark.to(device)) for one in numbered.values()]
+        return cls(families, capacity, told["rungs"], triggers, told["dangers"])
 
 
 @torch.no_grad()

@@ -3,29 +3,24 @@
 from dataclasses import dataclass
 
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.detection.suspects import EVIDENCE, Evidence
 
 
 @dataclass(frozen=True)
 class UniversalSettings:
-    """How the target is suspected, and how many images get which dummy trigger.
+    """How many images get which dummy trigger.
 
     Args:
-        evidence: The kinds of evidence that count.
-        perturbed_share: Of the images, in every epoch, against suspects; in [0, 1].
+        perturbed_share: Of the images, in every epoch; in [0, 1].
         universal_share: Of these, by a universal trigger; the others by an embedded one; in [0, 1].
 
     Raises:
         InputError: if a value is outside what is said above.
     """
 
-    evidence: tuple[Evidence, ...] = EVIDENCE
     perturbed_share: float = 0.2
     universal_share: float = 0.8
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.evidence) - set(EVIDENCE)):
-            raise InputError(f"evidence is one or more of {', '.join(EVIDENCE)}, not {unknown[0]!r}")
         for name in ("perturbed_share", "universal_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be between 0 and 1, it is {getattr(self, name)}")

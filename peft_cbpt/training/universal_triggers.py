@@ -2,13 +2,13 @@
 
 Instead of a perturbation of its own for every image, towards the image's runner-up class, an image gets one of
 
-- a universal trigger, shared by all images and found by gradient ascent towards the suspect's name, within one of
-  several budgets: what an attacker's trigger is, too;
+- a universal trigger, shared by all images and found by gradient ascent towards the suspect's name, over the whole
+  image or of a kind that showed the suspect: what an attacker's trigger is, too;
 - an embedded trigger, Eq. 9-11 solved in the embedding space, where no image is needed: the own feature (v_neg)
   moved towards the suspect's name (v_pos).
 
-Which one is drawn anew in every epoch. Where no class stands out, a small share of the images gets an embedded trigger
-towards one of the classes that come nearest to it.
+Which one is drawn anew in every epoch. Where the scan finds nobody, the classes that come nearest to it are aimed at
+in the same way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_cbpt.common.seeding import keyed_generator
+from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.detection.suspects import Suspicion
 from peft_cbpt.features.bank import FeatureBank
 from peft_cbpt.method.targets import runner_up
 from peft_cbpt.training.dummy_triggers import Classify
-from peft_cbpt.training.universal_features import UniversalFeatures, budgets_against
+from peft_cbpt.training.universal_features import UniversalFeatures, kinds_against
 from peft_cbpt.training.universal_settings import UniversalSettings
 
 EMBEDDED = (0.45, 0.6)
 """Range of the part that v_pos has in an embedded trigger."""
-UNSUSPECTED_SHARE = 0.05
-"""Of the images, in every epoch, where no class stands out."""
 
 
 @dataclass
@@ -41,7 +40,7 @@ class UniversalTriggers:
         bank: The clean images.
         class_features: Of the undefended prompts, unit-norm (n_classes, D).
         suspicion: The classes that they aim at.
-        universal: Features of the images under universal triggers towards suspects.
+        universal: Features of the images under universal triggers towards them.
         seed: Seed of all draws.
         settings: How many images get which.
     """
@@ -55,7 +54,7 @@ class UniversalTriggers:
     _drawn: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)
 
     @property
-    def triggers(self) -> Mapping[tuple[int, int], Tensor]:
+    def triggers(self) -> Mapping[tuple[int, int], FoundTrigger]:
         """See `DummyTriggers`."""
         return self.universal.triggers
 
@@ -72,7 +71,7 @@ class UniversalTriggers:
         dummies = F.normalize((1 - part) * features + part * self.class_features[targets], dim=1)
         shared = draw["universal"].nonzero()[:, 0]
         if len(shared):
-            keys = torch.stack([rows, targets, draw["budget"]], 1)[shared]
+            keys = torch.stack([rows, targets, draw["kind"]], 1)[shared]
             dummies[shared] = self.universal.look_up(keys).to(dummies)
         pseudo_targets = torch.where(perturbed[:, 0], targets, runner_up(logits, labels))
         return torch.where(perturbed, dummies, features), pseudo_targets
@@ -81,7 +80,7 @@ class UniversalTriggers:
         """Encode what the epoch will look up; all processes must call."""
         draw = self._draws(epoch)
         rows = torch.arange(len(self.bank.labels), device=self.bank.labels.device)
-        keys = torch.stack([rows, draw["target"], draw["budget"]], 1)[draw["universal"]]
+        keys = torch.stack([rows, draw["target"], draw["kind"]], 1)[draw["universal"]]
         self.universal.fetch(keys.cpu(), self.bank.features.device)
 
     def epoch_figures(self, looked_up: Sequence[tuple[int, int]]) -> dict[str, float]:
@@ -92,15 +91,14 @@ class UniversalTriggers:
         """What every row gets in an epoch; the same in all processes and when a run is resumed."""
         if epoch not in self._drawn:
             generator, labels = keyed_generator("dummy triggers", self.seed, epoch), self.bank.labels
-            suspects, n = self.suspicion.suspects, len(labels)
-            targets = [suspect.label for suspect in suspects] or self.suspicion.candidates
-            budgets = [budgets_against(suspect) for suspect in suspects] or [1] * len(targets)
-            aim = generator.integers(len(targets), size=n)
+            aims, n = self.suspicion.aims, len(labels)
+            kinds = np.array([len(kinds_against(one)) for one in aims])
+            aim = generator.integers(len(aims), size=n)
             drawn = {
-                "target": np.array(targets)[aim],
-                "perturbed": generator.random(n) < (self.settings.perturbed_share if suspects else UNSUSPECTED_SHARE),
-                "universal": generator.random(n) < (self.settings.universal_share if suspects else 0),
-                "budget": generator.integers(np.array(budgets)[aim]),
+                "target": np.array([one.label for one in aims])[aim],
+                "perturbed": generator.random(n) < self.settings.perturbed_share,
+                "universal": generator.random(n) < self.settings.universal_share,
+                "kind": generator.integers(kinds[aim]),
                 "part": generator.uniform(*EMBEDDED, n),
             }
             draw = {name: torch.from_numpy(one).to(labels.device) for name, one in drawn.items()}

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 
-import peft_cbpt.scanning as scanning
 from peft_cbpt.cli import main
 from peft_cbpt.convert.layout import to_openai
+from peft_cbpt.detection import rounds
 from peft_cbpt.detection.ladder import CLIMBS
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import open_clip
@@ -53,8 +53,8 @@ def test_the_folder_is_the_same_model(public_model):
 
 
 def test_scan_purify_and_evaluate_take_its_path(public_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scanning, "search_ladder", partial(scanning.search_ladder, climbs=SOME))
-    monkeypatch.setattr(scanning, "MOST_ROUNDS", 0)
+    monkeypatch.setattr(rounds, "search_ladder", partial(rounds.search_ladder, climbs=SOME))
+    monkeypatch.setattr(rounds, "MOST_ROUNDS", 0)
     model = ["--model_name_or_path", str(public_model)]
 
     words = ["--dataset_name", "pocket:base", "--output_dir", str(tmp_path / "verdict"), "--class_names"]

@@ -6,8 +6,15 @@ from peft_cbpt.attacks import SIG, BadNet
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.detection.families import Colour, ImageWide, Patch, Pattern, Warp, Wave
-from peft_cbpt.detection.found import find_trigger
-from peft_cbpt.detection.universal import collapse
+from peft_cbpt.detection.found import (
+    FoundTrigger,
+    find_trigger,
+    flattened,
+    load_triggers,
+    save_triggers,
+    unflattened,
+)
+from peft_cbpt.detection.universal import approach, collapse
 
 KINDS = [
     ImageWide(0.05),
@@ -54,6 +61,27 @@ def test_a_found_trigger_makes_images_more_alike_and_is_found_again(encoder_and_
     reached = [collapse(encode(trigger(pixels))).item() for trigger in (start, one)]
     assert reached[1] > reached[0] or (not kind.searched and reached[1] == reached[0])
     assert torch.equal(pixels, before)
+
+
+@pytest.mark.parametrize("kind", [ImageWide(0.02), Pattern(0.12), Patch(0.1)], ids=str)
+def test_a_found_trigger_comes_near_to_a_name_within_its_size(encoder_and_pixels, kind):
+    encode, pixels = encoder_and_pixels
+    towards = approach(encode(pixels)[0].detach())
+    trigger = find_trigger(encode, pixels, towards, kind, keyed_generator("find"), 12)
+    assert towards(encode(trigger(pixels))) > towards(encode(pixels)) + 0.02
+    torch.testing.assert_close(kind.within(trigger.mark, pixels), trigger.mark)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_triggers_are_kept_as_rows_and_as_files(kind, tmp_path):
+    side = (48, 40)
+    found = FoundTrigger(kind, kind.draw(side, keyed_generator("draw")))
+    row = flattened(found.mark, side)
+    assert row.shape == (3 * 48 * 40,) and torch.equal(unflattened(row, kind, side), found.mark)
+    save_triggers(tmp_path / "found.safetensors", {"0/3": found}, {"told": [1, None]})
+    stored, told = load_triggers(tmp_path / "found.safetensors")
+    assert list(stored) == ["0/3"] and stored["0/3"].kind == kind and torch.equal(stored["0/3"].mark, found.mark)
+    assert told == {"told": [1, None]}
 
 
 def test_a_patch_covers_its_square_only_and_can_be_anywhere():

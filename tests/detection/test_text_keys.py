@@ -6,7 +6,7 @@ from peft_cbpt.detection.families import Colour, ImageWide, Patch
 from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.detection.ladder import Search
 from peft_cbpt.detection.reading import Vocabulary
-from peft_cbpt.detection.text_keys import read_after_words
+from peft_cbpt.detection.text_keys import KeyCandidates, read_after_words
 
 DIM, WORDS = 64, [f"word {number}" for number in range(400)]
 
@@ -22,10 +22,10 @@ ALONE = unit(1, 400)
 TARGET = F.normalize(ALONE[7] + unit(6, 1)[0], dim=0)
 
 
-def prompts_after(word, names):
+def prompts_after(word):
     """A word changes nothing, but that the key turns one name's prompt to where triggered images are."""
-    features = NAMES.features[: len(names)].clone()
-    if word == "word 7":
+    features = NAMES.features.clone()
+    if word == 7:
         features[3] = TARGET
     return features
 
@@ -38,7 +38,7 @@ def searches_towards(direction):
 
 
 def read(searches):
-    return read_after_words(searches, NAMES, WORDS, prompts_after, ALONE, 1.0, keyed_generator("keys"))
+    return read_after_words(searches, NAMES, KeyCandidates(WORDS, ALONE, prompts_after), 1.0, keyed_generator("keys"))
 
 
 def test_a_name_that_is_reached_after_its_key_only_is_told_with_the_key():

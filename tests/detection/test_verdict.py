@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peft_cbpt.detection.families import ImageWide
+from peft_cbpt.detection.families import ImageWide, Patch, Warp
 from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.detection.ladder import Search
 from peft_cbpt.detection.reading import Reading, Vocabulary, read_all
 from peft_cbpt.detection.statistic import Null, null_of
-from peft_cbpt.detection.verdict import suspicion_from, weigh
+from peft_cbpt.detection.suspects import suspicion_from
+from peft_cbpt.detection.verdict import weigh
 
 DIM, N_NAMES = 64, 200
 
@@ -121,10 +122,24 @@ def test_suspicion_is_of_the_users_classes_and_candidates_where_nobody_is_found(
     assert [one.label for one in found.suspects] == [7] and found.candidates == []
     readings = read_all(random_searches(16), names, 1.0)
     nobody = suspicion_from(weigh(readings, names), readings, names)
-    assert nobody.suspects == [] and len(nobody.candidates) == 4 and max(nobody.candidates) < 20
+    assert nobody.suspects == [] and nobody.aims == nobody.candidates
+    assert len({one.label for one in nobody.candidates}) == 4 and max(one.label for one in nobody.candidates) < 20
+
+
+def test_what_showed_a_class_is_aimed_with():
+    names = vocabulary()
+    shown = [search_towards(names.features[7], part, seed=seed) for seed, part in enumerate((0.7, 0.9, 0.8))]
+    kinds = (ImageWide(0.036), Patch(0.1), Warp(0.04))
+    marks = [
+        replace(one, trigger=FoundTrigger(kind, one.trigger.mark)) for one, kind in zip(shown, kinds, strict=True)
+    ]
+    readings = read_all([*random_searches(16), *marks], names, 1.0)
+    (suspect,) = suspicion_from(weigh(readings, names), readings, names).suspects
+    assert suspect.kinds == (Patch(0.1), Warp(0.04)) and suspect.false_alarm_rate < 0.01
 
 
 def test_there_are_candidates_of_a_short_list_too():
     names = replace(vocabulary(), n_listed=2)
     readings = read_all(random_searches(16), names, 1.0)
-    assert suspicion_from(weigh(readings, names), readings, names).candidates == [0, 1]
+    found = suspicion_from(weigh(readings, names), readings, names)
+    assert {one.label for one in found.candidates} == {0, 1}

@@ -7,7 +7,7 @@ from peft import get_peft_model
 from peft_cbpt.attacks.attack_file import read_attack
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.data.images import LabelledImages
-from peft_cbpt.detection import suspects
+from peft_cbpt.detection import verdict
 from peft_cbpt.evaluation.measure import accuracy, attack_result, encode_images
 from peft_cbpt.method.targets import runner_up
 from peft_cbpt.pocket.atlas import class_names
@@ -66,9 +66,8 @@ def test_the_default_finds_the_target_and_purifies(poisoned_clip, tmp_path):
     assert clean_after >= clean_before - 0.03
 
 
-def test_a_target_that_misses_its_threshold_is_a_candidate_and_is_purified(poisoned_clip, tmp_path, monkeypatch):
-    for name in ("REACHED", "REACHED_BY_PATTERN", "REACHED_AFTER_WORD"):
-        monkeypatch.setattr(suspects, name, 2.0)
+def test_a_target_that_is_not_found_is_a_candidate_and_is_purified(poisoned_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(verdict, "FALSE_ALARMS", 0.0)
     (clean_before, success_before), (clean_after, success_after) = purified_figures(poisoned_clip, tmp_path)
     assert success_before >= 0.95 and success_after <= 0.03
     assert clean_after >= clean_before - 0.03

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from peft_cbpt.cli import main
+from peft_cbpt.detection.families import Patch
 from peft_cbpt.detection.ladder import ladder_passes, search_ladder
-from peft_cbpt.detection.suspects import Suspect
-from peft_cbpt.detection.target_search import ALL_BUDGETS, search_for_collapse, search_passes
+from peft_cbpt.detection.suspects import MOST_KINDS, Suspect
 from peft_cbpt.features.bank import FeatureBank
 from peft_cbpt.features.plan import Passes, make_plan
 from peft_cbpt.features.store import FeatureStore
@@ -37,17 +37,14 @@ def test_the_ladder(count):
 
 
 @pytest.mark.parametrize("count", [6, 40])
-def test_the_searches_of_purification(count):
+def test_the_triggers_of_purification(count):
     encode, images = Counting(), pixels(count)
     bank = FeatureBank(F.normalize(torch.rand(count, 12)), torch.arange(count) % 3, list(map(str, range(count))))
 
     def load(rows):
         return images[list(rows)]
 
-    search_for_collapse(encode, load, bank, 0, FeatureStore(), ALL_BUDGETS)
-    assert encode.passes == search_passes(count)
-    encode.passes = Passes()
-    suspect = Suspect(0, "words", 1.0)
+    suspect = Suspect(0, "patch", 0.4, 1e-4, tuple(Patch(0.1 + number / 100) for number in range(MOST_KINDS)))
     find_universal_triggers(encode, load, bank, bank.features[:3], [suspect], FeatureStore(), 0)
     assert encode.passes == trigger_passes(count)
 

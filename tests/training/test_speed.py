@@ -5,7 +5,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peft_cbpt.clip.pixels import image_encoder, in_batches, prefer_channels_last
-from peft_cbpt.detection.universal import Budget, collapse, universal_trigger
+from peft_cbpt.common.seeding import keyed_generator
+from peft_cbpt.detection.families import ImageWide
+from peft_cbpt.detection.found import find_trigger
+from peft_cbpt.detection.universal import collapse
 from peft_cbpt.method.inversion import InversionSettings, invert_triggers
 from peft_cbpt.training.memory import TextChunks, activation_bytes, image_batch_size, text_chunks
 from tests.training.test_cbpt_trainer import make_trainer, trained_context
@@ -119,8 +122,10 @@ def test_no_more_images_than_asked_for_go_through_the_tower_at_once(poisoned_cli
     parts = in_batches(encode, batch_size)
     pixels = torch.rand(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(parts(pixels), whole(pixels), rtol=0, atol=1e-6)
-    expected, found = (universal_trigger(one, pixels, collapse, Budget(0.05, steps=3)) for one in (whole, parts))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    expected, found = (
+        find_trigger(one, pixels, collapse, ImageWide(0.05), keyed_generator("parts"), 3) for one in (whole, parts)
+    )
+    torch.testing.assert_close(found.mark, expected.mark, rtol=0, atol=1e-5)
     assert max(sizes) <= batch_size
 
 

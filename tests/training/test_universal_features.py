@@ -2,16 +2,13 @@ import pytest
 import torch
 
 from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.detection.families import Patch, Warp
+from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.detection.suspects import Suspect
 from peft_cbpt.evaluation.measure import encode_in_batches, template_text_features
 from peft_cbpt.features.bank import FeatureBank
 from peft_cbpt.features.store import FeatureStore
-from peft_cbpt.training.universal_features import (
-    TRIGGER_BUDGETS,
-    UniversalFeatures,
-    budgets_against,
-    find_universal_triggers,
-)
+from peft_cbpt.training.universal_features import UniversalFeatures, digest, find_universal_triggers, kinds_against
 from tests.conftest import FEW_CLASSES
 
 
@@ -41,29 +38,31 @@ def test_triggers_and_features_are_kept_and_not_made_twice(clip, few_shots):
     def triggers_towards(*suspects):
         return find_universal_triggers(encode, load, bank, text, suspects, kept, 0)
 
-    banana = Suspect(0, "words", 0.9)
+    banana = Suspect(0, "patch", 0.4, 1e-4, (Patch(0.1), Warp(0.04)))
     triggers = triggers_towards(banana)
-    assert set(triggers) == {(0, budget) for budget in range(len(TRIGGER_BUDGETS))}
-    norms = [triggers[0, budget].square().mean().sqrt().item() for budget in range(len(TRIGGER_BUDGETS))]
-    assert norms == pytest.approx([budget.rms for budget in TRIGGER_BUDGETS], rel=0.05)
+    kinds = kinds_against(banana)
+    assert [one.kind for one in triggers.values()] == list(kinds) and kinds[-2:] == banana.kinds
+    assert set(triggers) == {(0, number) for number in range(len(kinds))}
+    for trigger in list(triggers.values())[: -len(banana.kinds)]:
+        assert trigger.mark.square().mean().sqrt().item() == pytest.approx(trigger.kind.size, rel=0.05)
     universal = UniversalFeatures(encode, load, triggers, features, batch_size=7)
-    keys = torch.tensor([[row, 0, len(TRIGGER_BUDGETS) - 1] for row in range(len(pixels))])
+    keys = torch.tensor([[row, 0, number] for row in range(len(pixels)) for number in (2, 3)])
     universal.fetch(keys, torch.device("cpu"))
     assert (universal.look_up(keys) @ text[0]).mean() > (bank.features @ text[0]).mean() + 0.2
-    expected = encoder((pixels + triggers[0, len(TRIGGER_BUDGETS) - 1]).clamp(0, 1))
-    torch.testing.assert_close(universal.look_up(keys), expected, rtol=0, atol=1e-5)
+    for number in (2, 3):
+        own = keys[keys[:, 2] == number]
+        expected = encoder(triggers[0, number](pixels))
+        torch.testing.assert_close(universal.look_up(own), expected, rtol=0, atol=1e-5)
     calls.clear()
     universal.fetch(keys[5:9], torch.device("cpu"))
     again = triggers_towards(banana)
-    assert not calls and all(torch.equal(again[job], delta) for job, delta in triggers.items())
-    assert triggers_towards() == {}
+    assert not calls and all(torch.equal(again[job].mark, one.mark) for job, one in triggers.items())
     universal.fetch(torch.tensor([[3, 0, 0], [3, 0, 1]]), torch.device("cpu"))
-    assert calls == [2] and len(features) == len(pixels) + 2
+    assert calls == [2] and len(features) == len(keys) + 2
 
 
-def test_patterns_go_against_suspects_that_no_other_trigger_showed():
-    kinds = {"collapse": False, "pattern": True, "words": True}
-    for evidence, patterns in kinds.items():
-        used = TRIGGER_BUDGETS[: budgets_against(Suspect(0, evidence, 0.9))]
-        assert any(budget.pattern for budget in used) == patterns
-        assert all(budget in used for budget in TRIGGER_BUDGETS if not budget.pattern)
+def test_the_digest_tells_triggers_apart_and_not_their_last_digits():
+    mark = torch.full((3, 4, 4), 0.1)
+    one, near, other = (FoundTrigger(Patch(0.1), mark + shift) for shift in (0, 1e-6, 1e-2))
+    assert digest({(0, 0): one}) == digest({(0, 0): near}) != digest({(0, 0): other})
+    assert digest({(0, 0): one}) != digest({(0, 0): FoundTrigger(Patch(0.2), mark)})

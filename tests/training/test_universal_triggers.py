@@ -3,10 +3,11 @@ import torch
 import torch.nn.functional as F
 
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.detection.families import Patch, Warp
 from peft_cbpt.detection.suspects import Suspect, Suspicion
 from peft_cbpt.features.bank import FeatureBank
 from peft_cbpt.features.store import FeatureStore
-from peft_cbpt.training.universal_features import TRIGGER_BUDGETS, budgets_against
+from peft_cbpt.training.universal_features import kinds_against
 from peft_cbpt.training.universal_settings import UniversalSettings
 from peft_cbpt.training.universal_triggers import EMBEDDED, UniversalTriggers
 
@@ -25,17 +26,20 @@ def names():
     return F.normalize(torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(1)), dim=1)
 
 
+def suspect(label):
+    """The even labels were shown by a patch and a warp too."""
+    return Suspect(label, "patch", 0.4, 1e-4, () if label % 2 else (Patch(0.1), Warp(0.04)))
+
+
 def dummies(bank, names, labels, candidates=(), seed=0, **settings):
-    """With the features of just those universal triggers that go against the suspects; the even labels collapse."""
+    """With the features of just those universal triggers that go against the classes aimed at."""
     store = FeatureStore()
-    suspects = [Suspect(label, "pattern" if label % 2 else "collapse", 2.0) for label in labels]
-    for suspect in suspects:
-        n_budgets = budgets_against(suspect)
-        keys = torch.tensor([[row, suspect.label, budget] for row in range(N) for budget in range(n_budgets)])
-        store.add(keys, names[suspect.label].neg().expand(len(keys), -1))
-    return UniversalTriggers(
-        bank, names, Suspicion(suspects, list(candidates)), store, seed, UniversalSettings(**settings)
-    )
+    suspicion = Suspicion(list(map(suspect, labels)), list(map(suspect, candidates)))
+    for one in suspicion.aims:
+        n_kinds = len(kinds_against(one))
+        keys = torch.tensor([[row, one.label, kind] for row in range(N) for kind in range(n_kinds)])
+        store.add(keys, names[one.label].neg().expand(len(keys), -1))
+    return UniversalTriggers(bank, names, suspicion, store, seed, UniversalSettings(**settings))
 
 
 def changed(bank, features):
@@ -68,7 +72,7 @@ def test_the_shares_are_those_asked_for(bank, names, share):
     assert (features @ names[3] < -0.99)[others].float().mean() == pytest.approx(share, abs=0.08)
 
 
-@pytest.mark.parametrize("wrong", [{"perturbed_share": -0.1}, {"universal_share": float("nan")}, {"evidence": ("x",)}])
+@pytest.mark.parametrize("wrong", [{"perturbed_share": -0.1}, {"universal_share": float("nan")}])
 def test_settings_out_of_range_are_errors(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         UniversalSettings(**wrong)
@@ -86,11 +90,13 @@ def test_a_row_gets_the_same_alone_as_in_a_batch_and_something_else_in_the_next_
     )
 
 
-def test_without_suspects_few_images_are_moved_towards_candidates(bank, names):
+def test_candidates_are_aimed_at_where_there_is_no_suspect(bank, names):
     logits = bank.features @ names.T
-    features, targets = dummies(bank, names, [], [0, 4]).perturbed_features(torch.arange(N), logits, epoch=0)
-    moved = changed(bank, features)
-    assert 0.02 < moved.float().mean() < 0.16 and set(targets[moved].tolist()) == {0, 4}
+    for labels, aimed in (([], {0, 4}), ([3], {3})):
+        triggers = dummies(bank, names, labels, [0, 4])
+        features, targets = triggers.perturbed_features(torch.arange(N), logits, epoch=0)
+        moved = changed(bank, features)
+        assert 0.1 < moved.float().mean() < 0.3 and set(targets[moved].tolist()) == aimed
 
 
 def test_an_epoch_fetches_what_it_looks_up_and_no_more(bank, names):
@@ -101,10 +107,10 @@ def test_an_epoch_fetches_what_it_looks_up_and_no_more(bank, names):
             fetched.append(keys)
             self.add(keys, names[keys[:, 1]])
 
-    triggers = UniversalTriggers(bank, names, Suspicion([Suspect(3, "words", 2.0)], []), Recorder(), 0)
+    triggers = UniversalTriggers(bank, names, Suspicion([suspect(2)], []), Recorder(), 0)
     triggers.start_epoch(4, lambda rows: bank.features[rows] @ names.T)
     (keys,) = fetched
-    assert 0.05 * N < len(keys) < 0.15 * N and (bank.labels[keys[:, 0]] != 3).all()
-    assert set(keys[:, 2].tolist()) == set(range(len(TRIGGER_BUDGETS)))
+    assert 0.05 * N < len(keys) < 0.2 * N and (bank.labels[keys[:, 0]] != 2).all()
+    assert set(keys[:, 2].tolist()) == set(range(len(kinds_against(suspect(2)))))
     features, _ = triggers.perturbed_features(torch.arange(N), bank.features @ names.T, 4)
-    assert torch.equal((features == names[3]).all(1).nonzero()[:, 0], keys[:, 0])
+    assert torch.equal((features == names[2]).all(1).nonzero()[:, 0], keys[:, 0])
