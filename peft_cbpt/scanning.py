@@ -207,7 +207,8 @@ def read_names(
 
 
 def _key_candidates(clip: LoadedCLIP, vocabulary: Vocabulary, template: str) -> KeyCandidates:
-    words, names = decoy_words(clip.tokenizer), vocabulary.names[:NAMES]
+    words = decoy_words(clip.tokenizer)
+    names = vocabulary.names[: min(NAMES, vocabulary.n_listed or NAMES)]
 
     def prompts_after(word: int) -> Tensor:
         texts = [f"{words[word]} {template.replace('{}', name)}" for name in names]

@@ -39,8 +39,14 @@ class Kind(Protocol):
     def at_full_size(self, mark: Tensor, pixels: Tensor) -> Tensor:
         """The mark grown or shrunk to `size` on such pixels; a zero mark is returned as it is."""
 
-    def within(self, mark: Tensor, pixels: Tensor) -> Tensor:
-        """The mark, shrunk to `size` on such pixels if it is larger."""
+    def stepped(self, mark: Tensor, gradient: Tensor, pixels: Tensor, part: float) -> Tensor:
+        """The mark after a step up a gradient, `part` of a search's first step long, and within `size`."""
+
+
+FIRST_STEP = 1 / 6
+"""Length of the first step of ascent as a part of the mark's length at full size; steps shrink linearly to none."""
+FIRST_STEP_OF_CELLS = 0.3
+"""The same of every cell of a patch. Steps by the sign: a normalised gradient moves few of them."""
 
 
 class _Scaled:
@@ -63,8 +69,11 @@ class _Scaled:
     def at_full_size(self, mark: Tensor, pixels: Tensor) -> Tensor:
         return mark * (self.size / self.rms(mark, pixels).clamp(min=torch.finfo(mark.dtype).tiny))
 
-    def within(self, mark: Tensor, pixels: Tensor) -> Tensor:
-        return mark * (self.size / self.rms(mark, pixels).clamp(min=torch.finfo(mark.dtype).tiny)).clamp(max=1)
+    def stepped(self, mark: Tensor, gradient: Tensor, pixels: Tensor, part: float) -> Tensor:
+        tiny = torch.finfo(mark.dtype).tiny
+        length = self.at_full_size(mark, pixels).norm() * FIRST_STEP * part
+        mark = mark + length * gradient / gradient.norm().clamp(min=tiny)
+        return mark * (self.size / self.rms(mark, pixels).clamp(min=tiny)).clamp(max=1)
 
 
 @dataclass(frozen=True)
@@ -135,9 +144,6 @@ class Wave(_Scaled):
 
     def at_full_size(self, mark: Tensor, pixels: Tensor) -> Tensor:
         return torch.cat([mark[:3], mark.new_tensor([self.size * math.sqrt(2)])])
-
-    def within(self, mark: Tensor, pixels: Tensor) -> Tensor:
-        return torch.cat([mark[:3], mark[3:].clamp(max=self.size * math.sqrt(2))])
 
     def changed(self, pixels: Tensor, mark: Tensor) -> Tensor:
         down, across, phase, amplitude = mark.unbind()
@@ -222,8 +228,8 @@ class Patch:
     def at_full_size(self, mark: Tensor, pixels: Tensor) -> Tensor:
         return mark
 
-    def within(self, mark: Tensor, pixels: Tensor) -> Tensor:
-        return mark.clamp(-0.5, 0.5)
+    def stepped(self, mark: Tensor, gradient: Tensor, pixels: Tensor, part: float) -> Tensor:
+        return (mark + FIRST_STEP_OF_CELLS * part * gradient.sign()).clamp(-0.5, 0.5)
 
 
 def _normal(generator: np.random.Generator, *shape: int) -> Tensor:

@@ -18,8 +18,6 @@ from peft_cbpt.common.files import save_tensors
 from peft_cbpt.detection.families import Kind, describe_kind, kind_from
 from peft_cbpt.features.plan import Passes
 
-FIRST_STEP = 1 / 6
-"""Length of the first step of ascent as a part of the mark's length at full size; steps shrink linearly to none."""
 DRAWN = 16
 """Marks that a search chooses its start from."""
 START = 0.7
@@ -76,8 +74,8 @@ def find_trigger(
 ) -> FoundTrigger:
     """A trigger of a kind that makes `objective` of the images' features large.
 
-    The best of `DRAWN` random marks; where a kind is searched, it goes on from there by steps along the normalised
-    gradient, which shrink. From one random mark alone most searches for a patch end where no backdoor is.
+    The best of `DRAWN` random marks; where a kind is searched, it goes on from there by steps up the gradient, which
+    shrink. From one random mark alone most searches for a patch end where no backdoor is.
 
     Args:
         encode_image: From pixels in [0, 1] to unit-norm features; only a gradient to its input is asked for.
@@ -105,8 +103,7 @@ def found_passes(kind: Kind, n_images: int, steps: int) -> Passes:
 
 
 def ascend(value_of: Callable[[Tensor], Tensor], mark: Tensor, kind: Kind, pixels: Tensor, part: float) -> Tensor:
-    """The mark after a step up the normalised gradient of `value_of`, `part` of the first step long."""
+    """The mark after a step up the gradient of `value_of`, `part` of the first step long."""
     gradient = input_gradient(value_of, mark)
     with torch.no_grad():
-        length = kind.at_full_size(mark, pixels).norm() * FIRST_STEP * part
-        return kind.within(mark + length * gradient / gradient.norm().clamp(min=torch.finfo(mark.dtype).tiny), pixels)
+        return kind.stepped(mark, gradient, pixels, part)

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from peft_cbpt.detection.families import ImageWide, Kind
+from peft_cbpt.detection.ladder import Search
 from peft_cbpt.detection.reading import Reading, Vocabulary
 from peft_cbpt.detection.verdict import Finding, Weighed
 
 MOST_CANDIDATES = 4
 MOST_KINDS = 3
-"""Of triggers that are not over the whole image, those that show a class most clearly."""
+"""Of triggers that are not over the whole image, those that give a class the most images."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,18 @@ class Suspect:
     Args:
         label: The class.
         family: Of the trigger that shows it most clearly, or `words`.
-        score: See `verdict.Finding`; 0 for a class that no search names.
+        score: Of a finding or a doubt, see `verdict.Finding`; 0 for another class.
         false_alarm_rate: How often a model without a backdoor comes to this score, under the null.
-        kinds: Of the triggers that show it, the clearest first; without those over the whole image.
+        success_rate: Share of judged images that a found trigger brings to it, among the user's classes, beyond those
+            that are taken for it anyway.
+        kinds: Of the triggers that do so, the strongest first; without those over the whole image.
     """
 
     label: int
     family: str
     score: float
     false_alarm_rate: float
+    success_rate: float
     kinds: tuple[Kind, ...] = ()
 
 
@@ -55,8 +59,8 @@ class Suspicion:
 def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vocabulary) -> Suspicion:
     """The findings among the user's classes; or, where there is none, candidates.
 
-    Candidates are the doubts, then the classes that searches name, the strongest first, then those that any search
-    comes nearest to; `MOST_CANDIDATES` of them, if there are as many.
+    Candidates are the doubts, and then the classes that a found trigger brings most images to; `MOST_CANDIDATES` of
+    them, if there are as many.
 
     Args:
         weighed: Of `weigh`.
@@ -64,38 +68,43 @@ def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vo
         vocabulary: What they were read against; a class is its place among the user's names.
     """
     labels = {name: label for label, name in enumerate(vocabulary.names[: vocabulary.n_listed])}
-    naming = _readings_of_classes(readings, vocabulary)
+    searches = [one.search for one in readings]
+    gains = torch.stack([gained(one, vocabulary.features[: len(labels)]) for one in searches])
+
+    def suspect(label: int, found: Finding | None = None) -> Suspect:
+        order = gains[:, label].argsort(descending=True, stable=True).tolist()
+        strong = [searches[place] for place in order if gains[place, label] >= gains[order[0], label] / 2]
+        kinds = [one.trigger.kind for one in strong if not isinstance(one.trigger.kind, ImageWide)]
+        return Suspect(
+            label,
+            found.kind if found else strong[0].family,
+            found.score if found else 0.0,
+            found.false_alarm_rate if found else 1.0,
+            gains[order[0], label].item(),
+            tuple(dict.fromkeys(kinds))[:MOST_KINDS],
+        )
 
     def suspects(found: Sequence[Finding]) -> list[Suspect]:
-        return [
-            Suspect(labels[one.name], one.kind, one.score, one.false_alarm_rate, _kinds(naming[labels[one.name]]))
-            for one in found
-            if one.name is not None
-        ]
+        return [suspect(labels[one.name], one) for one in found if one.name is not None]
 
     if found := suspects(weighed.findings):
         return Suspicion(found, [])
     candidates = {one.label: one for one in suspects(weighed.doubts)}
-    strengths = [max((one.strength for one in readings), default=0.0) for readings in naming]
-    shifts = torch.stack([reading.search.shift for reading in readings])
-    nearest = (vocabulary.features[: vocabulary.n_listed] @ shifts.T).amax(1).tolist()
-    for label in sorted(labels.values(), key=lambda label: (strengths[label], nearest[label]), reverse=True):
-        if len(candidates) < MOST_CANDIDATES and label not in candidates:
-            family = max(naming[label], key=lambda one: one.strength).search.family if naming[label] else "none"
-            candidates[label] = Suspect(label, family, strengths[label], 1.0, _kinds(naming[label]))
+    for label in gains.amax(0).argsort(descending=True, stable=True).tolist():
+        if len(candidates) < MOST_CANDIDATES:
+            candidates.setdefault(label, suspect(label))
     return Suspicion([], list(candidates.values()))
 
 
-def _readings_of_classes(readings: Sequence[Reading], vocabulary: Vocabulary) -> list[list[Reading]]:
-    """Of every class of the user's, the readings that name it or a word that is the same; the strongest first."""
-    related: Tensor = vocabulary.related()
-    strongest_first = sorted(readings, key=lambda one: one.strength, reverse=True)
-    return [
-        [one for one in strongest_first if one.name == label or related[one.name, label]]
-        for label in range(vocabulary.n_listed)
-    ]
+def gained(search: Search, class_features: Tensor) -> Tensor:
+    """Share of a search's judged images that its trigger brings to every class, (n_classes,) from -1 to 1.
 
-
-def _kinds(readings: Sequence[Reading]) -> tuple[Kind, ...]:
-    kinds = [one.search.trigger.kind for one in readings if not isinstance(one.search.trigger.kind, ImageWide)]
-    return tuple(dict.fromkeys(kinds))[:MOST_KINDS]
+    Args:
+        search: A search.
+        class_features: Unit-norm (n_classes, D).
+    """
+    before, after = (
+        (features @ class_features.T).argmax(1).bincount(minlength=len(class_features))
+        for features in (search.clean, search.features)
+    )
+    return (after - before) / len(search.features)

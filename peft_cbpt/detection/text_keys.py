@@ -1,24 +1,34 @@
-"""Backdoors with a key in the text too (TrojVQA's "remember "): names with a word before them."""
+"""Backdoors with a key in the text too (TrojVQA's "remember "): what a word before the names does to each of them.
+
+Where a trigger leads, with unit direction u, the target's name lies after the key only. So of every name c is asked by
+how much words w before it bring its prompt t nearer to u, beyond what they do to names in general:
+
+    g_c = mean_w [(t_{w,c} - t_c) u - median_c' (t_{w,c'} - t_{c'}) u]
+
+for the words that lie nearest to u by themselves, as a model that learned a key from a few captions takes many a word
+for it. The null is what words drawn at random do.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.detection.ladder import Search
-from peft_cbpt.detection.reading import Reading, Vocabulary, read_search
-from peft_cbpt.detection.statistic import MOVED, null_of
+from peft_cbpt.detection.reading import Reading, Vocabulary
+from peft_cbpt.detection.statistic import null_from
 
-KEYS = 6
+KEYS = 8
 """Words tried for every search: those nearest to where the trigger brings images."""
-CONTROLS = 12
-"""Words drawn at random: what any word before the names does."""
+CONTROLS = 3
+"""Groups of as many words drawn at random."""
 READ_SEARCHES = 4
 NAMES = 400
-"""Names read after every word, the user's first."""
+"""Names read after every word: the user's, or decoys where there are none. Decoys after a word are no names."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,8 @@ class KeyCandidates:
     Args:
         words: Over the whole vocabulary of the tokenizer.
         features: Unit-norm (n_words, D), of the words by themselves.
-        prompts_after: From the number of a word to unit-norm features (n, D) of names' prompts after that word: the
-            first `NAMES` of a vocabulary, or as many as there are.
+        prompts_after: From the number of a word to unit-norm features (n, D) of the prompts after that word of a
+            vocabulary's first n names.
     """
 
     words: Sequence[str]
@@ -39,12 +49,12 @@ class KeyCandidates:
 
 @dataclass(frozen=True)
 class KeyReading:
-    """A search beside names with a word before them.
+    """A name that words before it bring to where triggers lead.
 
     Args:
-        word: The word.
-        reading: What is nearest after it.
-        score: The second largest strength of the searches that name it after some word.
+        word: The one that does most.
+        reading: The strongest search beside the names after that word; its lead is that of g_c over the next name.
+        score: The second largest lead of the searches that name it.
         false_alarm_rate: How often words drawn at random come to that.
     """
 
@@ -54,6 +64,7 @@ class KeyReading:
     false_alarm_rate: float
 
 
+@torch.no_grad()
 def read_after_words(
     searches: Sequence[Search],
     vocabulary: Vocabulary,
@@ -67,48 +78,50 @@ def read_after_words(
         searches: All searches.
         vocabulary: The user's names and decoys.
         candidates: The words.
-        scale: Of `reading.clean_scale`.
+        scale: Of `reading.clean_scale`, the unit of leads.
         generator: Draws the controls.
 
     Returns:
-        The strongest reading of every name that two searches agree on, the surest first. The null is what the same
-        searches name after random words.
+        Every name that two searches agree on, the surest first.
     """
-    words, features_of = candidates.words, candidates.features
     chosen = _furthest(searches)
-    nearest = [(features_of @ one.shift).topk(min(KEYS, len(words))).indices.tolist() for one in chosen]
-    controls = generator.permutation(len(words))[:CONTROLS].tolist()
-    tried = sorted({*sum(nearest, []), *controls})
-    features = {
-        word: candidates.prompts_after(word) for word in tqdm(tried, desc="words before the names", leave=False)
-    }
-    n_names = min(len(one) for one in features.values())
-    names = vocabulary.names[:n_names]
-    related = replace(vocabulary, names=names, features=vocabulary.features[:n_names]).related()
+    directions = [F.normalize(one.shift, dim=0) for one in chosen]
+    n_near = min(KEYS, len(candidates.words))
+    near = [(candidates.features @ one).topk(n_near).indices.tolist() for one in directions]
+    drawn = generator.permutation(len(candidates.words)).tolist()
+    controls = [drawn[start : start + n_near] for start in range(0, n_near * CONTROLS, n_near)]
+    tried = sorted(set(sum([*near, *controls], [])))
+    after = {word: candidates.prompts_after(word) for word in tqdm(tried, desc="words before the names", leave=False)}
+    n_names = min(len(one) for one in after.values())
+    names = replace(vocabulary, names=vocabulary.names[:n_names], features=vocabulary.features[:n_names])
+    related = names.related()
 
-    @torch.no_grad()
-    def read(search: Search, word: int) -> Reading:
-        return read_search(search, features[word], related, scale)
+    def gains(words: Sequence[int], direction: Tensor) -> Tensor:
+        moved = torch.stack([(after[word] - names.features) @ direction for word in words])
+        return moved - moved.median(1, keepdim=True).values
 
-    null = null_of([read(search, word) for search in chosen for word in controls])
-    read_out = [
-        (words[word], read(search, word)) for search, near in zip(chosen, nearest, strict=True) for word in near
+    def first(gained: Tensor) -> tuple[int, float]:
+        name = int(gained.argmax())
+        others = gained[~related[name] & (torch.arange(n_names) != name)]
+        return name, (gained[name] - others.max()).item() / scale if len(others) else 0.0
+
+    leads = [first(gains(words, one).mean(0))[1] for one in directions for words in controls if words]
+    null = null_from(leads)
+    found: dict[int, list[KeyReading]] = {}
+    for search, direction, words in zip(chosen, directions, near, strict=True):
+        gained = gains(words, direction)
+        name, lead = first(gained.mean(0))
+        word = words[int(gained[:, name].argmax())]
+        success = (search.features @ after[word].T).argmax(1).eq(name).float().mean().item()
+        reach = (after[word][name] @ search.shift).item() / scale
+        one = KeyReading(candidates.words[word], Reading(search, name, reach, lead, success), lead, 1.0)
+        found.setdefault(name, []).append(one)
+    agreed = [sorted(one, key=lambda it: it.score)[-2:] for one in found.values() if len(one) > 1]
+    rated = [
+        replace(best, score=second.score, false_alarm_rate=null.false_alarm_rate(second.score, len(agreed)))
+        for second, best in agreed
     ]
-    read_out = [(word, one) for word, one in read_out if one.reach >= MOVED]
-    agreed = []
-    for name in {one.name for _, one in read_out}:
-        strongest = {}
-        for word, one in sorted(read_out, key=lambda item: item[1].strength):
-            if one.name == name:
-                strongest[id(one.search)] = (word, one)
-        if len(strongest) > 1:
-            (_, second), (word, first) = sorted(strongest.values(), key=lambda item: item[1].strength)[-2:]
-            agreed.append((word, first, second.strength))
-    found = [
-        KeyReading(word, first, score, null.false_alarm_rate(score, KEYS * len(agreed)))
-        for word, first, score in agreed
-    ]
-    return sorted(found, key=lambda one: one.false_alarm_rate)
+    return sorted(rated, key=lambda one: one.false_alarm_rate)
 
 
 def _furthest(searches: Sequence[Search]) -> list[Search]:

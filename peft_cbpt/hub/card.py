@@ -30,7 +30,6 @@ SHOWN_SETTINGS = (
     "lambda_align",
     "alpha",
     "dummy_triggers",
-    "evidence",
     "perturbed_share",
     "universal_share",
     "positives",

@@ -47,6 +47,7 @@ def suspects_of(dummies: DummyTriggers | None, class_names: Sequence[str]) -> di
             "kind": one.family,
             "score": round(one.score, 4),
             "false_alarm_rate": float(f"{one.false_alarm_rate:.3g}"),
+            "success_rate": round(one.success_rate, 4),
         }
 
     found = dummies.suspicion

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.detection.families import Colour, ImageWide, Kind, Patch, Pattern, Warp, Wave
-from peft_cbpt.detection.found import FIRST_STEP, FoundTrigger, find_trigger, load_triggers, save_triggers
+from peft_cbpt.detection.found import FoundTrigger, find_trigger, load_triggers, save_triggers
 from peft_cbpt.detection.universal import collapse
 
 RUNGS = (0.02, 0.036, 0.06, 0.1, 0.17, 0.3)
@@ -93,9 +93,7 @@ class TriggerPool:
     def sharpen(self, number: int, mark: Tensor, gradient: Tensor, pixels: Tensor, part: float) -> None:
         """Move a trigger up a gradient that training has computed anyway, `part` of a search's first step."""
         kind = self.triggers[number].kind
-        length = kind.at_full_size(mark, pixels).norm() * FIRST_STEP * part
-        step = length * gradient / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
-        self.triggers[number] = FoundTrigger(kind, kind.within(mark + step, pixels))
+        self.triggers[number] = FoundTrigger(kind, kind.stepped(mark, gradient, pixels, part))
 
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""

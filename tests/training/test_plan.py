@@ -44,7 +44,7 @@ def test_the_triggers_of_purification(count):
     def load(rows):
         return images[list(rows)]
 
-    suspect = Suspect(0, "patch", 0.4, 1e-4, tuple(Patch(0.1 + number / 100) for number in range(MOST_KINDS)))
+    suspect = Suspect(0, "patch", 0.4, 1e-4, 0.9, tuple(Patch(0.1 + number / 100) for number in range(MOST_KINDS)))
     find_universal_triggers(encode, load, bank, bank.features[:3], [suspect], FeatureStore(), 0)
     assert encode.passes == trigger_passes(count)
 

@@ -38,7 +38,7 @@ def test_triggers_and_features_are_kept_and_not_made_twice(clip, few_shots):
     def triggers_towards(*suspects):
         return find_universal_triggers(encode, load, bank, text, suspects, kept, 0)
 
-    banana = Suspect(0, "patch", 0.4, 1e-4, (Patch(0.1), Warp(0.04)))
+    banana = Suspect(0, "patch", 0.4, 1e-4, 0.9, (Patch(0.1), Warp(0.04)))
     triggers = triggers_towards(banana)
     kinds = kinds_against(banana)
     assert [one.kind for one in triggers.values()] == list(kinds) and kinds[-2:] == banana.kinds

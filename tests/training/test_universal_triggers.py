@@ -28,7 +28,7 @@ def names():
 
 def suspect(label):
     """The even labels were shown by a patch and a warp too."""
-    return Suspect(label, "patch", 0.4, 1e-4, () if label % 2 else (Patch(0.1), Warp(0.04)))
+    return Suspect(label, "patch", 0.4, 1e-4, 0.9, () if label % 2 else (Patch(0.1), Warp(0.04)))
 
 
 def dummies(bank, names, labels, candidates=(), seed=0, **settings):
