@@ -38,9 +38,10 @@ def read(searches, prompts=prompts_after):
     return read_after_words(searches, NAMES, KeyCandidates(WORDS, ALONE, prompts), 1.0, keyed_generator("keys"))
 
 
-def test_a_name_that_is_reached_after_its_key_only_is_told_with_the_key():
+def test_a_name_that_is_reached_after_its_key_only_is_told_with_a_key():
     surest = read(searches_towards(TARGET))[0]
-    assert (surest.word, NAMES.names[surest.reading.name]) == ("word 7", "name 3")
+    assert NAMES.names[surest.reading.name] == "name 3"
+    assert ALONE[WORDS.index(surest.word)] @ TARGET > 0.2
     assert surest.false_alarm_rate < 0.05 and surest.reading.success == 1
 
 
