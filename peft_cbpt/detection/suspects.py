@@ -44,11 +44,17 @@ class Suspicion:
 
     Args:
         suspects: The findings of the scan among the user's classes.
-        candidates: Where there is none, the classes that come nearest to it. They are accused of nothing.
+        candidates: Where there is none, its doubts, or else the classes that found triggers bring most images to. They
+            are accused of nothing.
     """
 
     suspects: list[Suspect]
     candidates: list[Suspect]
+
+    @property
+    def doubted(self) -> bool:
+        """Whether anything speaks against the aims."""
+        return any(one.score > 0 for one in self.aims)
 
     @property
     def aims(self) -> list[Suspect]:
@@ -59,8 +65,8 @@ class Suspicion:
 def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vocabulary) -> Suspicion:
     """The findings among the user's classes; or, where there is none, candidates.
 
-    Candidates are the doubts, and then the classes that a found trigger brings most images to; `MOST_CANDIDATES` of
-    them, if there are as many.
+    Candidates are the doubts; or, where there is none either, the classes that a found trigger brings most images to,
+    `MOST_CANDIDATES` of them, if there are as many.
 
     Args:
         weighed: Of `weigh`.
@@ -89,11 +95,9 @@ def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vo
 
     if found := suspects(weighed.findings):
         return Suspicion(found, [])
-    candidates = {one.label: one for one in suspects(weighed.doubts)}
-    for label in gains.amax(0).argsort(descending=True, stable=True).tolist():
-        if len(candidates) < MOST_CANDIDATES:
-            candidates.setdefault(label, suspect(label))
-    return Suspicion([], list(candidates.values()))
+    doubts = suspects(weighed.doubts)
+    most = gains.amax(0).argsort(descending=True, stable=True)[:MOST_CANDIDATES]
+    return Suspicion([], doubts or [suspect(label) for label in most.tolist()])
 
 
 def gained(search: Search, class_features: Tensor) -> Tensor:

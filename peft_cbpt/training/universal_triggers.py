@@ -22,7 +22,6 @@ from torch import Tensor
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.detection.suspects import Suspicion
-from peft_cbpt.detection.verdict import DOUBT
 from peft_cbpt.features.bank import FeatureBank
 from peft_cbpt.method.targets import runner_up
 from peft_cbpt.training.dummy_triggers import Classify
@@ -33,7 +32,7 @@ EMBEDDED = (0.45, 0.6)
 """Range of the part that v_pos has in an embedded trigger."""
 
 UNSUSPECTED_SHARE = 0.05
-"""Of the images that draw a class which nothing speaks against."""
+"""Of the images, in every epoch, where nothing speaks against the classes aimed at."""
 
 
 @dataclass
@@ -91,22 +90,17 @@ class UniversalTriggers:
         """Nothing: what the epochs look up is drawn beforehand."""
         return {}
 
-    @property
-    def _shares(self) -> np.ndarray:
-        """Of the images that draw an aim, the part that gets a trigger towards it, by the number of the aim."""
-        doubted = np.array([one.false_alarm_rate <= DOUBT for one in self.suspicion.aims])
-        return np.where(doubted, self.settings.perturbed_share, UNSUSPECTED_SHARE)
-
     def _draws(self, epoch: int) -> dict[str, Tensor]:
         """What every row gets in an epoch; the same in all processes and when a run is resumed."""
         if epoch not in self._drawn:
             generator, labels = keyed_generator("dummy triggers", self.seed, epoch), self.bank.labels
             aims, n = self.suspicion.aims, len(labels)
+            share = self.settings.perturbed_share if self.suspicion.doubted else UNSUSPECTED_SHARE
             kinds = np.array([len(kinds_against(one)) for one in aims])
             aim = generator.integers(len(aims), size=n)
             drawn = {
                 "target": np.array([one.label for one in aims])[aim],
-                "perturbed": generator.random(n) < self._shares[aim],
+                "perturbed": generator.random(n) < share,
                 "universal": generator.random(n) < self.settings.universal_share,
                 "kind": generator.integers(kinds[aim]),
                 "part": generator.uniform(*EMBEDDED, n),
