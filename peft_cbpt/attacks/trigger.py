@@ -11,10 +11,21 @@ from torch import Tensor
 from peft_cbpt.attacks.badclip import BadCLIP
 from peft_cbpt.attacks.badnet import BadNet
 from peft_cbpt.attacks.blended import Blended
+from peft_cbpt.attacks.bpp import Bpp
+from peft_cbpt.attacks.checker import Checker
+from peft_cbpt.attacks.ftrojan import FTrojan
+from peft_cbpt.attacks.low_frequency import LowFrequency
+from peft_cbpt.attacks.nashville import Nashville
+from peft_cbpt.attacks.picture import Picture
+from peft_cbpt.attacks.reflection import Reflection
 from peft_cbpt.attacks.sig import SIG
 from peft_cbpt.attacks.ssba import SSBA
+from peft_cbpt.attacks.stripes import Stripes
+from peft_cbpt.attacks.text import Text
+from peft_cbpt.attacks.triangles import Triangles
 from peft_cbpt.attacks.trojvqa import TrojVQA
 from peft_cbpt.attacks.wanet import WaNet
+from peft_cbpt.attacks.white_square import WhiteSquare
 from peft_cbpt.clip.pixels import unit_pixels
 from peft_cbpt.common.errors import InputError
 
@@ -26,11 +37,22 @@ TRIGGERS: dict[str, type] = {
     "wanet": WaNet,
     "trojvqa": TrojVQA,
     "badclip": BadCLIP,
+    "checker": Checker,
+    "stripes": Stripes,
+    "triangles": Triangles,
+    "text": Text,
+    "picture": Picture,
+    "nashville": Nashville,
+    "white_square": WhiteSquare,
+    "ftrojan": FTrojan,
+    "bpp": Bpp,
+    "low_frequency": LowFrequency,
+    "reflection": Reflection,
 }
 
 
 class Trigger(Protocol):
-    """A frozen dataclass that puts an attacker's mark on images and captions (Eq. 6)."""
+    """A frozen dataclass that puts an attacker's mark on images and captions (Eq. 6); `seed` if anything is drawn."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

@@ -12,7 +12,7 @@ from accelerate.utils import tqdm
 from torch.utils.data import Dataset, IterableDataset
 from transformers import set_seed
 
-from peft_cbpt.attacks import trigger_from_config
+from peft_cbpt.attacks import TRIGGERS, trigger_from_config
 from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack
 from peft_cbpt.attacks.patch import OptimisedPatch, PatchMaterial, PatchOptimisation
 from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream
@@ -210,7 +210,8 @@ def _attack(arguments: PoisonArguments) -> Attack:
         raise InputError(f"trigger_settings is a JSON object, not {arguments.trigger_settings}")
     if "name" in settings:
         raise InputError("trigger_settings must not hold a name: the trigger is named by --trigger")
-    config = {"name": arguments.trigger, "seed": arguments.seed, **settings}
+    draws = hasattr(TRIGGERS.get(arguments.trigger), "seed")
+    config = {"name": arguments.trigger} | ({"seed": arguments.seed} if draws else {}) | settings
     return Attack(trigger_from_config(config), arguments.target_class)
 
 
