@@ -76,8 +76,11 @@ def apply_trigger(trigger: Trigger, pixels: Tensor, sample_ids: Sequence[str]) -
 
 def trigger_to_config(trigger: Trigger) -> dict[str, Any]:
     """The name and settings of a trigger, JSON-serialisable."""
-    name = next(name for name, kind in TRIGGERS.items() if type(trigger) is kind)
-    return {"name": name} | asdict(trigger)
+    for name, kind in TRIGGERS.items():
+        if type(trigger) is kind:
+            return {"name": name} | asdict(trigger)
+    kind = type(trigger)
+    raise InputError(f"the trigger {kind.__name__} has no name: `TRIGGERS[NAME] = {kind.__name__}` gives it one")
 
 
 def trigger_from_config(config: dict[str, Any]) -> Trigger:
@@ -86,6 +89,10 @@ def trigger_from_config(config: dict[str, Any]) -> Trigger:
         raise InputError(f"a trigger is described by its name and settings, not by {config!r}")
     settings = dict(config)
     name = settings.pop("name", None)
+    if name not in TRIGGERS and isinstance(name, str) and ":" in name:
+        raise InputError(
+            f"the trigger {name!r} is somebody's code: --allow_triggers {name} runs it, if you trust whoever wrote it"
+        )
     if name not in TRIGGERS:
         raise InputError(f"unknown trigger {name!r}; choose one of {', '.join(TRIGGERS)}")
     kinds = get_type_hints(TRIGGERS[name])
