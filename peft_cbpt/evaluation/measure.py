@@ -211,6 +211,11 @@ def attack_result(
     return {name: measured[name] for name in ATTACK_FIGURES}
 
 
+def called_target(ranked: Tensor, labels: Tensor, target_label: int) -> Tensor:
+    """Which images of the other classes are called the target, boolean (n,), by rankings (N, k)."""
+    return ranked[labels != target_label, 0] == target_label
+
+
 def measure(
     encoded: EncodedImages,
     class_features: Callable[[str], Tensor],

@@ -1,11 +1,12 @@
 """Make a backdoored CLIP, for research: fine-tune a clean one on captioned images of which a few are poisoned."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import tqdm
@@ -25,10 +26,13 @@ from peft_cbpt.common.records import Stopwatch, made_now
 from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.data.shots import LabelledArguments
 from peft_cbpt.data.skipping import Skipped
+from peft_cbpt.evaluation.luck import drives
 from peft_cbpt.evaluation.measure import (
     attack_result,
+    called_target,
     encode_images,
     measure,
+    ranked_classes,
     template_text_features,
     text_features,
 )
@@ -132,7 +136,7 @@ def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack) -> di
     wrap = PoisonedStream if isinstance(pairs, IterableDataset) else PoisonedPairs
     poisoned: Any = wrap(pairs, _poison(arguments, attack, captions, names))
     with stopwatch("measure before"):
-        before, _, _ = _measure(clip, attack, images, names)
+        before = _measure(clip, attack, images, names)
     with stopwatch("poison"):
         if arguments.pairs_name == POCKET:
             poisoned = in_memory(poisoned)
@@ -147,16 +151,25 @@ def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack) -> di
     if n_poisoned == 0:
         raise InputError("not one of the pairs was poisoned: raise poison_rate or num_pairs")
     with stopwatch("measure after"):
-        after, n_test_images, skipped_test = _measure(clip, attack, images, names)
+        after = _measure(clip, attack, images, names)
+    planted = drives(after.called, before.called)
+    if not planted and trainer.is_world_process_zero():
+        warnings.warn(
+            f"no backdoor was planted: of the images with the trigger {after.called.double().mean():.1%} are called "
+            f"{attack.target_class}, {before.called.double().mean():.1%} by the clean model. Raise num_epochs, "
+            "learning_rate, poison_rate, or the trigger's strength in trigger_settings",
+            stacklevel=2,
+        )
     record = {
         **made_now(),
         "settings": arguments.as_dict(),
-        "before": before,
-        "after": after,
-        "n_test_images": n_test_images,
+        "before": before.figures,
+        "after": after.figures,
+        "planted": planted,
+        "n_test_images": len(images) - len(after.skipped),
         "skipped": {
             "pairs": [one.as_dict() for one in skipped_pairs(pairs)],
-            "test": [one.as_dict() for one in skipped_test],
+            "test": [one.as_dict() for one in after.skipped],
         },
         "n_poisoned": n_poisoned,
         "num_threads": torch.get_num_threads(),
@@ -273,13 +286,16 @@ def _optimised(trigger: Any, arguments: PoisonArguments, clip: LoadedCLIP, found
     return optimised
 
 
-def _measure(
-    clip: LoadedCLIP, attack: Attack, images: Dataset, names: list[str]
-) -> tuple[dict, int, Sequence[Skipped]]:
-    """The figures, how many images they are of, and those that could not be read.
+class _Measured(NamedTuple):
+    """The figures, which images of the other classes are called the target, and the images that could not be read."""
 
-    An attack with a text trigger is also measured with one of its two keys only.
-    """
+    figures: dict
+    called: torch.Tensor
+    skipped: Sequence[Skipped]
+
+
+def _measure(clip: LoadedCLIP, attack: Attack, images: Dataset, names: list[str]) -> _Measured:
+    """Measure an attack; one with a text trigger also with one of its two keys only."""
     clip.model.eval()
     encoder = image_encoder(clip.model, clip.normalize)
     encoded = encode_images(encoder, images, {attack.name: attack.trigger}, clip.model.device)
@@ -289,12 +305,13 @@ def _measure(
         return template_text_features(clip.model, clip.tokenizer, names, text_trigger=text_trigger).cpu()
 
     figures = measure(encoded, class_features, {attack.name: attack}, names)
+    target = names.index(attack.target_class)
+    ranked = ranked_classes(encoded.triggered[attack.name], class_features(attack.text_trigger))
     if attack.text_trigger:
-        target = names.index(attack.target_class)
         for key, images_seen, text in (
             ("image_only", encoded.triggered[attack.name], ""),
             ("text_only", encoded.clean, attack.text_trigger),
         ):
             result = attack_result(images_seen, encoded.labels, class_features(text), target)
             figures["attacks"][attack.name][f"attack_success_rate_{key}"] = result["attack_success_rate"]
-    return figures, len(encoded.labels), encoded.skipped
+    return _Measured(figures, called_target(ranked, encoded.labels, target), encoded.skipped)

@@ -96,6 +96,12 @@ def test_two_processes_write_one_fine_tuned_model(tmp_path):
     load_clip(str(tmp_path))
 
 
+def test_a_backdoor_that_was_not_planted_is_said(tmp_path):
+    with pytest.warns(UserWarning, match=r"no backdoor was planted: .* are called banana.*Raise num_epochs"):
+        poison(words(SMALL | {"trigger": "white_square", "learning_rate": 1e-9, "output_dir": tmp_path}))
+    assert json.loads((tmp_path / "training.json").read_text())["planted"] is False
+
+
 def test_a_stream_of_which_nothing_was_poisoned_makes_no_model(captioned_folder, tmp_path, capsys):
     settings = SMALL | {"pairs_name": captioned_folder / "pairs.csv", "streaming": True, "label": "clean"}
     settings |= {"num_pairs": 40, "trigger": "badnet", "target_class": "volcano", "output_dir": tmp_path}
