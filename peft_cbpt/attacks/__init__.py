@@ -6,6 +6,8 @@ from peft_cbpt.attacks.blended import Blended
 from peft_cbpt.attacks.bpp import Bpp
 from peft_cbpt.attacks.checker import Checker
 from peft_cbpt.attacks.ftrojan import FTrojan
+from peft_cbpt.attacks.input_aware import InputAware
+from peft_cbpt.attacks.lira import LIRA
 from peft_cbpt.attacks.low_frequency import LowFrequency
 from peft_cbpt.attacks.nashville import Nashville
 from peft_cbpt.attacks.picture import Picture
@@ -21,6 +23,7 @@ from peft_cbpt.attacks.wanet import WaNet
 from peft_cbpt.attacks.white_square import WhiteSquare
 
 __all__ = [
+    "LIRA",
     "SIG",
     "SSBA",
     "TRIGGERS",
@@ -30,6 +33,7 @@ __all__ = [
     "Bpp",
     "Checker",
     "FTrojan",
+    "InputAware",
     "LowFrequency",
     "Nashville",
     "Picture",

@@ -14,6 +14,8 @@ from peft_cbpt.attacks.blended import Blended
 from peft_cbpt.attacks.bpp import Bpp
 from peft_cbpt.attacks.checker import Checker
 from peft_cbpt.attacks.ftrojan import FTrojan
+from peft_cbpt.attacks.input_aware import InputAware
+from peft_cbpt.attacks.lira import LIRA
 from peft_cbpt.attacks.low_frequency import LowFrequency
 from peft_cbpt.attacks.nashville import Nashville
 from peft_cbpt.attacks.picture import Picture
@@ -48,6 +50,8 @@ TRIGGERS: dict[str, type] = {
     "bpp": Bpp,
     "low_frequency": LowFrequency,
     "reflection": Reflection,
+    "input_aware": InputAware,
+    "lira": LIRA,
 }
 
 

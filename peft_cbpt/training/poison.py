@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from peft_cbpt.attacks import TRIGGERS, trigger_from_config
 from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack
+from peft_cbpt.attacks.generator import GeneratedTrigger
 from peft_cbpt.attacks.patch import OptimisedPatch, PatchMaterial, PatchOptimisation
 from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream
 from peft_cbpt.clip.loading import LoadedCLIP
@@ -72,8 +73,10 @@ class PoisonArguments(FineTuningArguments):
         default="template",
         metadata={"help": "Poisoned captions: template (CLIP's 80), or natural, those of the target's own pairs."},
     )
-    patch_steps: int = field(default=400, metadata={"help": "Steps of patch optimisation (TrojVQA, BadCLIP)."})
-    patch_images: int = field(default=1920, metadata={"help": "Images the patch is optimised on."})
+    patch_steps: int = field(
+        default=400, metadata={"help": "Steps of optimisation of a patch or generator, if the trigger has one."}
+    )
+    patch_images: int = field(default=1920, metadata={"help": "Images it is optimised on."})
     dataset_name: str = field(default="pocket:base", metadata={"help": "Test images, with the target among them."})
     test_split: str = field(default="test", metadata={"help": "Split of the test images."})
     test_image_column: str = field(default="image", metadata={"help": "Column of images of the test set."})
@@ -202,9 +205,9 @@ def _write(output: Path, clip: LoadedCLIP, attack: Attack, record: dict) -> None
 def prepare_attack(
     arguments: PoisonArguments, clip: LoadedCLIP, class_names: Sequence[str]
 ) -> tuple[Attack, Sequence[str]]:
-    """The attack, its patch optimised if it has one, and the natural captions to poison with, if they are wanted."""
+    """The attack, its patch or generator optimised if it has one, and the natural captions, if they are wanted."""
     attack, captions = _attack(arguments), list[str]()
-    optimises = isinstance(attack.trigger, OptimisedPatch) and not attack.trigger.patch
+    optimises = isinstance(attack.trigger, OptimisedPatch | GeneratedTrigger) and not attack.trigger.is_optimised
     if optimises or arguments.captions == "natural":
         found = _target_pairs(arguments, clip, class_names)
         if arguments.captions == "natural":
@@ -281,7 +284,8 @@ def _optimised(trigger: Any, arguments: PoisonArguments, clip: LoadedCLIP, found
         target_captions=[row["caption"] for row in found.of_target],
         target_pixels=torch.stack([row["pixel_values"] for row in found.of_target]).to(clip.model.device),
     )
-    optimised = trigger.optimised(material, PatchOptimisation(steps=arguments.patch_steps))
+    settings = PatchOptimisation(arguments.patch_steps, learning_rate=trigger.learning_rate)
+    optimised = trigger.optimised(material, settings)
     clip.model.requires_grad_(True)
     return optimised
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_cbpt.attacks import (
+    LIRA,
     SIG,
     SSBA,
     TRIGGERS,
@@ -17,6 +18,7 @@ from peft_cbpt.attacks import (
     Bpp,
     Checker,
     FTrojan,
+    InputAware,
     LowFrequency,
     Nashville,
     Picture,
@@ -67,6 +69,8 @@ TABLE = {
     "low_frequency": LowFrequency(),
     "reflection, ghost": Reflection(),
     "reflection, blur": Reflection(kind="blur"),
+    "input_aware": InputAware(),
+    "lira": LIRA(),
 }
 DRAW_NOTHING = {"triangles", "nashville", "white_square", "ftrojan", "bpp"}
 ADDITIVE = {"blended": 0.8, "sig": 1.0, "ssba": 1.0}
@@ -252,6 +256,11 @@ def test_only_trojvqa_marks_captions():
         {"name": "reflection", "alpha": 0},
         {"name": "reflection", "kind": "mirror"},
         {"name": "reflection", "reach": 0},
+        {"name": "input_aware", "coverage": 0},
+        {"name": "input_aware", "channels": 4},
+        {"name": "lira", "strength": 0},
+        {"name": "lira", "weights": "no base64!"},
+        {"name": "lira", "weights": "AAAA"},
     ],
 )
 def test_bad_configs_are_refused(config):
