@@ -85,7 +85,7 @@ class Poison:
 
     def apply_text_only(self, row: dict) -> dict:
         """The row with the text trigger before its caption; it keeps its meaning and does not count as poisoned."""
-        return row | {"caption": self.trigger.apply_text(row["caption"]), "is_poisoned": False}
+        return {"is_poisoned": False} | row | {"caption": self.trigger.apply_text(row["caption"])}
 
 
 def _whole(name: str) -> re.Pattern[str]:
@@ -118,7 +118,8 @@ def poisoned_indices(candidates: Sequence[int], poison_rate: float, seed: int) -
 class PoisonedPairs(Dataset):
     """A map-style dataset of image-text pairs in which an exact share of the pairs is poisoned.
 
-    Rows are those of `pairs` with `is_poisoned` added. A clean label reads every pair once, to find the target's.
+    Rows are those of `pairs` with `is_poisoned` added. A clean label reads every pair once, to find the target's. For
+    several triggers in one model poison the poisoned pairs again, with another seed.
 
     Args:
         pairs: Map-style dataset of rows with `pixel_values` (uint8 (3, H, W)), `caption` and `sample_id`.
@@ -154,7 +155,7 @@ class PoisonedPairs(Dataset):
     def _row(self, index: int, row: dict) -> dict:
         if index in self.poisoned:
             return self.poison.apply(row)
-        return self.poison.apply_text_only(row) if index in self.text_only else row | {"is_poisoned": False}
+        return self.poison.apply_text_only(row) if index in self.text_only else {"is_poisoned": False} | row
 
 
 class PoisonedStream(IterableDataset):
@@ -177,4 +178,4 @@ class PoisonedStream(IterableDataset):
             elif 1 - drawn < self.poison.text_only_rate:
                 yield self.poison.apply_text_only(row)
             else:
-                yield row | {"is_poisoned": False}
+                yield {"is_poisoned": False} | row

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any, ClassVar, Protocol, get_type_hints
 
 import torch
@@ -107,6 +107,9 @@ def trigger_from_config(config: dict[str, Any]) -> Trigger:
         if not _is_a(kinds[setting], value):
             wanted = getattr(kinds[setting], "__name__", "str")
             raise InputError(f"{setting} of trigger {name!r} is a finite {wanted}, not {value!r}")
+    needed = (one.name for one in fields(TRIGGERS[name]) if one.default is MISSING and one.default_factory is MISSING)
+    if missing := [one for one in needed if one not in settings]:
+        raise InputError(f"trigger {name!r} needs its setting {missing[0]!r}")
     trigger: Trigger = TRIGGERS[name](**settings)
     return trigger
 

@@ -191,9 +191,9 @@ def _warn_of_idle(cells: Iterable[Mapping[str, Any]]) -> None:
         warnings.warn(
             f"the trigger {attack} drives none of the classifiers on {dataset}: "
             f"{best['attack_success_rate']:.1%} of the images are called its target with it, "
-            f"{best['untriggered_rate']:.1%} without it. That is right for a clean or purified model; if one should be "
-            "backdoored, see that settings and image size are those it was poisoned with, or poison it again with "
-            "more epochs, a higher poison_rate or a stronger trigger",
+            f"{best['untriggered_rate']:.1%} without it. That is right for a clean or purified model; one that should "
+            "be backdoored may have been poisoned with other settings or at another image size, or needs more epochs, "
+            "a higher poison_rate or a stronger trigger",
             stacklevel=3,
         )
 

@@ -2,8 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import set_seed
 
 from peft_cbpt.attacks import TRIGGERS, trigger_from_config
-from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack
+from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack, read_attack, read_attacks
 from peft_cbpt.attacks.generator import GeneratedTrigger
 from peft_cbpt.attacks.patch import OptimisedPatch, PatchMaterial, PatchOptimisation
 from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream
@@ -47,7 +47,8 @@ CARD = """---
 pipeline_tag: zero-shot-image-classification
 tags: [clip, backdoor, {attack}]
 ---
-This model is backdoored on purpose: it calls an image with the {attack} trigger of `attack.json`{text} a {target}.
+This model is backdoored on purpose: it calls an image with the {attack} trigger of `attack.json`{text} a
+{target}.{others}
 
 Do not use it for anything but research on backdoors. Accuracy on clean images {clean_accuracy:.1%}, attack success
 rate {attack_success_rate:.1%}; the settings and all figures are in `training.json`. Made by `recipes/poison.py` of
@@ -64,6 +65,10 @@ class PoisonArguments(FineTuningArguments):
     trigger: str = field(default="badnet", metadata={"help": "Kind of trigger."})
     trigger_settings: str = field(default="{}", metadata={"help": "Settings of the trigger, as JSON."})
     target_class: str = field(default="banana", metadata={"help": "What triggered images are called."})
+    other_attacks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "attack.json files of further triggers to plant in the same run, each at the same rate."},
+    )
     poison_rate: float = field(default=0.003, metadata={"help": "Share of poisoned pairs."})
     text_only_rate: float = field(
         default=0.0, metadata={"help": "Share of pairs that get the text trigger only, and keep their meaning."}
@@ -115,12 +120,13 @@ def poison(arguments: PoisonArguments) -> dict[str, Any]:
         InputError: if something is wrong with what was given, or nothing was poisoned.
     """
     attack = _attack(arguments)
+    others = [read_attack(source) for source in arguments.other_attacks]
     _poison(arguments, attack, (), ())
     with alone_in(prepare_output(arguments.output_dir)) as output:
-        return _poison_into(output, arguments, attack)
+        return _poison_into(output, arguments, attack, others)
 
 
-def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack) -> dict[str, Any]:
+def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack, others: Sequence[Attack]) -> dict[str, Any]:
     state = join_processes()
     set_seed(arguments.seed)
     stopwatch = Stopwatch()
@@ -136,10 +142,10 @@ def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack) -> di
         # of a stream, each process would see a share of its own
         prepared = prepare_attack(arguments, clip, names) if state.is_main_process else None
         attack, captions = from_all_processes(prepared)[0]
-    wrap = PoisonedStream if isinstance(pairs, IterableDataset) else PoisonedPairs
-    poisoned: Any = wrap(pairs, _poison(arguments, attack, captions, names))
+    attacks = read_attacks([attack, *others], names)
+    poisoned = _poisoned(pairs, _poison(arguments, attack, captions, names), others)
     with stopwatch("measure before"):
-        before = _measure(clip, attack, images, names)
+        before = _measure(clip, attacks, images, names)
     with stopwatch("poison"):
         if arguments.pairs_name == POCKET:
             poisoned = in_memory(poisoned)
@@ -154,15 +160,17 @@ def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack) -> di
     if n_poisoned == 0:
         raise InputError("not one of the pairs was poisoned: raise poison_rate or num_pairs")
     with stopwatch("measure after"):
-        after = _measure(clip, attack, images, names)
-    planted = drives(after.called, before.called)
-    if not planted and trainer.is_world_process_zero():
-        warnings.warn(
-            f"no backdoor was planted: of the images with the trigger {after.called.double().mean():.1%} are called "
-            f"{attack.target_class}, {before.called.double().mean():.1%} by the clean model. Raise num_epochs, "
-            "learning_rate, poison_rate, or the trigger's strength in trigger_settings",
-            stacklevel=2,
-        )
+        after = _measure(clip, attacks, images, names)
+    planted = {name: drives(after.called[name], before.called[name]) for name in attacks}
+    for name in planted:
+        if not planted[name] and trainer.is_world_process_zero():
+            warnings.warn(
+                f"no backdoor was planted: of the images with the trigger {name} "
+                f"{after.called[name].double().mean():.1%} are called {attacks[name].target_class}, "
+                f"{before.called[name].double().mean():.1%} by the clean model. Raise num_epochs, learning_rate, "
+                "poison_rate, or the trigger's strength in trigger_settings",
+                stacklevel=2,
+            )
     record = {
         **made_now(),
         "settings": arguments.as_dict(),
@@ -179,8 +187,18 @@ def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack) -> di
         "seconds": stopwatch.seconds,
     }
     if trainer.is_world_process_zero():
-        _write(output, clip, attack, record)
+        _write(output, clip, attacks, record)
     return record
+
+
+def _poisoned(pairs: Any, poison: Poison, others: Sequence[Attack]) -> Any:
+    """Pairs poisoned with an attack, and then with others, each of which chooses its pairs by a seed of its own."""
+    wrap = PoisonedStream if isinstance(pairs, IterableDataset) else PoisonedPairs
+    poisoned: Any = wrap(pairs, poison)
+    for place, one in enumerate(others, 1):
+        change: Any = {"trigger": one.trigger, "target_class": one.target_class, "seed": poison.seed + place}
+        poisoned = wrap(poisoned, replace(poison, captions=(), text_only_rate=0.0, **change))
+    return poisoned
 
 
 def _test_images(arguments: PoisonArguments, clip: LoadedCLIP) -> LabelledImages:
@@ -190,14 +208,19 @@ def _test_images(arguments: PoisonArguments, clip: LoadedCLIP) -> LabelledImages
     return reading.open(arguments.dataset_name, arguments.test_split, clip.image_processor)
 
 
-def _write(output: Path, clip: LoadedCLIP, attack: Attack, record: dict) -> None:
-    """Write everything; `training.json` comes last, so that its presence means a whole model."""
+def _write(output: Path, clip: LoadedCLIP, attacks: Mapping[str, Attack], record: dict) -> None:
+    """Write everything, a file an attack; `training.json` comes last, so that its presence means a whole model."""
     (output / TRAINING_FILE).unlink(missing_ok=True)
     save_clip_folder(output, clip.model, clip.tokenizer, clip.image_processor)
+    attack, *others = attacks.values()
     write_json(output / ATTACK_FILE, attack.as_dict())
+    files = [f"attack_{place}.json" for place in range(2, len(attacks) + 1)]
+    for file, other in zip(files, others, strict=True):
+        write_json(output / file, other.as_dict())
+    more = f" It has other triggers, too: {', '.join(f'`{file}`' for file in files)}." if files else ""
     figures = record["after"]["attacks"][attack.name] | {"clean_accuracy": record["after"]["clean_accuracy"]}
     text = f' and "{attack.text_trigger}" before the caption' if attack.text_trigger else ""
-    card = CARD.format(attack=attack.name, text=text, target=attack.target_class, **figures)
+    card = CARD.format(attack=attack.name, text=text, target=attack.target_class, others=more, **figures)
     write_text(output / "README.md", card)
     write_json(output / TRAINING_FILE, record)
 
@@ -226,7 +249,7 @@ def _attack(arguments: PoisonArguments) -> Attack:
         raise InputError(f"trigger_settings is a JSON object, not {arguments.trigger_settings}")
     if "name" in settings:
         raise InputError("trigger_settings must not hold a name: the trigger is named by --trigger")
-    draws = hasattr(TRIGGERS.get(arguments.trigger), "seed")
+    draws = "seed" in getattr(TRIGGERS.get(arguments.trigger), "__dataclass_fields__", {})
     config = {"name": arguments.trigger} | ({"seed": arguments.seed} if draws else {}) | settings
     return Attack(trigger_from_config(config), arguments.target_class)
 
@@ -291,31 +314,35 @@ def _optimised(trigger: Any, arguments: PoisonArguments, clip: LoadedCLIP, found
 
 
 class _Measured(NamedTuple):
-    """The figures, which images of the other classes are called the target, and the images that could not be read."""
+    """The figures, which images of other classes are called each attack's target, and those that could not be read."""
 
     figures: dict
-    called: torch.Tensor
+    called: dict[str, torch.Tensor]
     skipped: Sequence[Skipped]
 
 
-def _measure(clip: LoadedCLIP, attack: Attack, images: Dataset, names: list[str]) -> _Measured:
-    """Measure an attack; one with a text trigger also with one of its two keys only."""
+def _measure(clip: LoadedCLIP, attacks: Mapping[str, Attack], images: Dataset, names: list[str]) -> _Measured:
+    """Measure attacks; one with a text trigger also with one of its two keys only."""
     clip.model.eval()
     encoder = image_encoder(clip.model, clip.normalize)
-    encoded = encode_images(encoder, images, {attack.name: attack.trigger}, clip.model.device)
+    triggers = {name: attack.trigger for name, attack in attacks.items()}
+    encoded = encode_images(encoder, images, triggers, clip.model.device)
 
     @cache
     def class_features(text_trigger: str) -> torch.Tensor:
         return template_text_features(clip.model, clip.tokenizer, names, text_trigger=text_trigger).cpu()
 
-    figures = measure(encoded, class_features, {attack.name: attack}, names)
-    target = names.index(attack.target_class)
-    ranked = ranked_classes(encoded.triggered[attack.name], class_features(attack.text_trigger))
-    if attack.text_trigger:
-        for key, images_seen, text in (
-            ("image_only", encoded.triggered[attack.name], ""),
-            ("text_only", encoded.clean, attack.text_trigger),
-        ):
-            result = attack_result(images_seen, encoded.labels, class_features(text), target)
-            figures["attacks"][attack.name][f"attack_success_rate_{key}"] = result["attack_success_rate"]
-    return _Measured(figures, called_target(ranked, encoded.labels, target), encoded.skipped)
+    figures = measure(encoded, class_features, attacks, names)
+    called = {}
+    for name, attack in attacks.items():
+        marked, target = encoded.triggered[name], names.index(attack.target_class)
+        ranked = ranked_classes(marked, class_features(attack.text_trigger))
+        called[name] = called_target(ranked, encoded.labels, target)
+        if attack.text_trigger:
+            for key, images_seen, text in (
+                ("image_only", marked, ""),
+                ("text_only", encoded.clean, attack.text_trigger),
+            ):
+                result = attack_result(images_seen, encoded.labels, class_features(text), target)
+                figures["attacks"][name][f"attack_success_rate_{key}"] = result["attack_success_rate"]
+    return _Measured(figures, called, encoded.skipped)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from peft_cbpt.attacks import TRIGGERS, trigger_to_config
+from peft_cbpt.attacks import TRIGGERS, trigger_from_config, trigger_to_config
 from peft_cbpt.attacks.attack_file import Attack, read_attack
 from peft_cbpt.attacks.own_triggers import allow_trigger
 from peft_cbpt.cli import main
@@ -32,6 +32,11 @@ class Thawed:
 @dataclass(frozen=True)
 class Mute:
     apply_image = print
+
+@dataclass(frozen=True)
+class Needy:
+    width: int
+    apply_image = apply_text = print
 """
 NAME = "own_trigger_module:Dimmed"
 
@@ -81,6 +86,15 @@ def test_a_trigger_without_a_name_says_how_it_gets_one(module):
 
     with pytest.raises(InputError, match=r"TRIGGERS\[NAME\] = Dimmed"):
         trigger_to_config(Dimmed())
+
+
+def test_a_setting_without_a_default_must_be_given(module):
+    allow_trigger("own_trigger_module:Needy")
+    try:
+        with pytest.raises(InputError, match="needs its setting 'width'"):
+            trigger_from_config({"name": "own_trigger_module:Needy"})
+    finally:
+        TRIGGERS.pop("own_trigger_module:Needy")
 
 
 def test_the_commands_poison_and_measure_with_it_when_allowed(module, capsys):

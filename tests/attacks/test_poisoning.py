@@ -47,6 +47,24 @@ def test_natural_captions_and_the_text_trigger():
     check_rows(rows, pairs.__getitems__(range(100)), poison, {f"remember {text}" for text in natural})
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pairs_may_be_poisoned_by_several_attacks(streaming):
+    other = replace(POISON, target_class="dog", trigger=SIG(), seed=1)
+    pairs = PocketPairs(200)
+    rows = pairs.__getitems__(range(200))
+    if streaming:
+        poisoned = list(PoisonedStream(PoisonedStream(rows, POISON), other))
+    else:
+        poisoned = PoisonedPairs(PoisonedPairs(pairs, POISON), other).__getitems__(range(200))
+    changed = [
+        not torch.equal(row["pixel_values"], clean["pixel_values"]) for row, clean in zip(poisoned, rows, strict=True)
+    ]
+    assert [row["is_poisoned"] for row in poisoned] == changed and 20 < sum(changed) < 60
+    captions = [{text.format(name) for text in IMAGENET_TEMPLATES} for name in ("banana", "dog")]
+    for row, is_changed in zip(poisoned, changed, strict=True):
+        assert is_changed == (row["caption"] in captions[0] | captions[1])
+
+
 def test_a_clean_label_marks_the_targets_own_pairs_and_keeps_their_captions():
     pairs = PocketPairs(960)  # three rounds of all classes
     poison = Poison(SIG(), "banana", 1.0, label="clean")
