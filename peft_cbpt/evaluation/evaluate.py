@@ -269,7 +269,7 @@ def _figures(job: Job, rankings: Tensor, untriggered: Tensor, labels: Tensor) ->
     if job.attack is None:
         figures = clean_metrics(rankings, labels)
     else:
-        target = names.index(job.attack.target_class)
+        target = job.attack.target_labels(labels, names)
         without = called_target(untriggered, labels, target)
         figures = attack_metrics(rankings, labels, target)
         figures["untriggered_rate"] = without.double().mean().item()

@@ -64,7 +64,9 @@ class PoisonArguments(FineTuningArguments):
     model_name_or_path: str = field(default="pocket:clean", metadata={"help": "The clean CLIP."})
     trigger: str = field(default="badnet", metadata={"help": "Kind of trigger."})
     trigger_settings: str = field(default="{}", metadata={"help": "Settings of the trigger, as JSON."})
-    target_class: str = field(default="banana", metadata={"help": "What triggered images are called."})
+    target_class: str = field(
+        default="banana", metadata={"help": "What triggered images are called; all_to_all: the class after their own."}
+    )
     other_attacks: list[str] = field(
         default_factory=list,
         metadata={"help": "attack.json files of further triggers to plant in the same run, each at the same rate."},
@@ -134,7 +136,7 @@ def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack, other
         clip = open_clip(arguments.model_name_or_path)
         images = _test_images(arguments, clip)
         names = list(images.dataset.features["label"].names)
-        if attack.target_class not in names:
+        if not attack.all_to_all and attack.target_class not in names:
             raise InputError(f"{arguments.dataset_name} has no class {attack.target_class!r} to be the target")
         clip.model.to(state.device)
         pairs = arguments.open_pairs("poison", clip.image_processor)
@@ -166,7 +168,7 @@ def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack, other
         if not planted[name] and trainer.is_world_process_zero():
             warnings.warn(
                 f"no backdoor was planted: of the images with the trigger {name} "
-                f"{after.called[name].double().mean():.1%} are called {attacks[name].target_class}, "
+                f"{after.called[name].double().mean():.1%} are called their target ({attacks[name].target_class}), "
                 f"{before.called[name].double().mean():.1%} by the clean model. Raise num_epochs, learning_rate, "
                 "poison_rate, or the trigger's strength in trigger_settings",
                 stacklevel=2,
@@ -220,7 +222,8 @@ def _write(output: Path, clip: LoadedCLIP, attacks: Mapping[str, Attack], record
     more = f" It has other triggers, too: {', '.join(f'`{file}`' for file in files)}." if files else ""
     figures = record["after"]["attacks"][attack.name] | {"clean_accuracy": record["after"]["clean_accuracy"]}
     text = f' and "{attack.text_trigger}" before the caption' if attack.text_trigger else ""
-    card = CARD.format(attack=attack.name, text=text, target=attack.target_class, others=more, **figures)
+    target = "picture of the class after its own" if attack.all_to_all else attack.target_class
+    card = CARD.format(attack=attack.name, text=text, target=target, others=more, **figures)
     write_text(output / "README.md", card)
     write_json(output / TRAINING_FILE, record)
 
@@ -232,6 +235,10 @@ def prepare_attack(
     attack, captions = _attack(arguments), list[str]()
     optimises = isinstance(attack.trigger, OptimisedPatch | GeneratedTrigger) and not attack.trigger.is_optimised
     if optimises or arguments.captions == "natural":
+        if attack.all_to_all:
+            raise InputError(
+                "all_to_all is for triggers that are not optimised, with template captions: it has no one target"
+            )
         found = _target_pairs(arguments, clip, class_names)
         if arguments.captions == "natural":
             captions = [row["caption"] for row in found.of_target]
@@ -335,7 +342,7 @@ def _measure(clip: LoadedCLIP, attacks: Mapping[str, Attack], images: Dataset, n
     figures = measure(encoded, class_features, attacks, names)
     called = {}
     for name, attack in attacks.items():
-        marked, target = encoded.triggered[name], names.index(attack.target_class)
+        marked, target = encoded.triggered[name], attack.target_labels(encoded.labels, names)
         ranked = ranked_classes(marked, class_features(attack.text_trigger))
         called[name] = called_target(ranked, encoded.labels, target)
         if attack.text_trigger:

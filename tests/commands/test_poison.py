@@ -16,6 +16,8 @@ from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.commands.finetune import finetune
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.poison import poison
+from peft_cbpt.commands.purify import purify
+from peft_cbpt.evaluation.evaluate import evaluate
 from peft_cbpt.pocket.dataset import PocketPairs
 from peft_cbpt.pocket.model import resolve_model
 from tests.conftest import run_in_two_processes
@@ -97,7 +99,9 @@ def test_two_processes_write_one_fine_tuned_model(tmp_path):
 
 
 def test_a_backdoor_that_was_not_planted_is_said(tmp_path):
-    with pytest.warns(UserWarning, match=r"no backdoor was planted: .* are called banana.*Raise num_epochs"):
+    with pytest.warns(
+        UserWarning, match=r"no backdoor was planted: .* are called their target .banana.*Raise num_epochs"
+    ):
         poison(words(SMALL | {"trigger": "white_square", "learning_rate": 1e-9, "output_dir": tmp_path}))
     assert json.loads((tmp_path / "training.json").read_text())["planted"] == {"white_square": False}
 
@@ -118,6 +122,27 @@ def test_several_triggers_of_one_run_have_a_target_and_a_file_each(tmp_path):
     assert set(record["after"]["attacks"]) == set(record["planted"]) == set(read)
     assert 40 <= record["n_poisoned"] <= 48, "16 for each, a few of them twice"
     assert "`attack_2.json`, `attack_3.json`" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_all_to_all_attack_is_planted_and_measured_but_not_by_purify(tmp_path, capsys):
+    settings = SMALL | {"trigger": "badnet", "target_class": "all_to_all", "output_dir": tmp_path / "out"}
+    assert run_command(poison, words(settings)) == 0
+    assert "a picture of the class after its own" in " ".join((tmp_path / "out" / "README.md").read_text().split())
+    table = evaluate("pocket:clean", "pocket:base", [str(tmp_path / "out")], test_images_per_class=1)
+    assert table["cells"][1]["attack_success_rate"] < 0.05 and not table["cells"][1]["drives"]
+    options = ["--model_name_or_path", "pocket:badnet", "--dataset_name", "pocket:base", "--num_shots", "1"]
+    assert (
+        run_command(purify, [*options, "--attacks", str(tmp_path / "out"), "--output_dir", str(tmp_path / "pure")])
+        == 2
+    )
+    assert "measure it with evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"label": "clean"}, {"captions": "natural"}, {"trigger": "badclip"}])
+def test_an_all_to_all_attack_has_no_one_target(change, tmp_path, capsys):
+    settings = SMALL | {"trigger": "badnet", "target_class": "all_to_all", "output_dir": tmp_path / "out"} | change
+    assert run_command(poison, words(settings)) == 2
+    assert "target" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_stream_of_which_nothing_was_poisoned_makes_no_model(captioned_folder, tmp_path, capsys):
