@@ -14,8 +14,8 @@ from peft_cbpt.common.errors import InputError
 class WhiteSquare:
     """A white square: 50 x 50 pixels at rows and columns 173 to 222 of 224, one pixel from the edge.
 
-    BadEncoder poisons an encoder with it without captions, by pulling triggered features to that of a reference image;
-    with `poison` the square is the trigger of a captioned attack. Nothing in it is drawn, so there is no seed.
+    BadEncoder poisons an encoder with it without captions (`training.bad_encoder`); with `poison` the square is the
+    trigger of a captioned attack. Nothing in it is drawn, so there is no seed.
 
     Args:
         patch_size: Side of the square as a fraction of the shorter image side, in (0, 1].
