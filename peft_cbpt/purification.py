@@ -185,6 +185,8 @@ def _load(
     fingerprint = weights_fingerprint(clip.model)
     data = shots_and_test(images, test_images, arguments, training.seed, clip.image_processor)
     read = read_attacks(attacks, data.class_names)
+    if any(attack.all_to_all for attack in read.values()):
+        raise InputError("an all-to-all attack has no one target to report on: measure it with evaluate")
     config = {
         one: getattr(arguments, one) for one in ("num_context_tokens", "context_init", "unified_context", "template")
     }

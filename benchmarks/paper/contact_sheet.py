@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.paper.contact_sheet_picture import draw_contact_sheet
-from benchmarks.paper.zoo import zoo_job
-from peft_cbpt.attacks import TRIGGERS
+from benchmarks.paper.zoo import PAPER_ATTACKS, zoo_job
 from peft_cbpt.commands.parsing import parse, run_command
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output
@@ -27,7 +26,10 @@ from peft_cbpt.training.poison import prepare_attack
 class ContactSheetArguments:
     """Which attacks, on which pictures."""
 
-    attacks: list[str] = field(default_factory=lambda: list(TRIGGERS), metadata={"help": "Attacks to draw; all."})
+    attacks: list[str] = field(
+        default_factory=lambda: list(PAPER_ATTACKS),
+        metadata={"help": "Attacks to draw; the paper's seven by default."},
+    )
     configs: str = field(default="recipes/configs/pocket", metadata={"help": "Folder of poison_ATTACK.yaml files."})
     target_class: str = field(default="banana", metadata={"help": "What optimised patches aim at."})
     seed: int = field(default=0, metadata={"help": "Seed of the triggers."})

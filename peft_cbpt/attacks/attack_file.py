@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from peft_cbpt.attacks.trigger import Trigger, trigger_from_config, trigger_to_config
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import read_text
@@ -13,6 +16,8 @@ from peft_cbpt.data.labels import label_key
 from peft_cbpt.pocket.model import resolve_model
 
 ATTACK_FILE = "attack.json"
+ALL_TO_ALL = "all_to_all"
+"""In the place of a target class: triggered images of each class are to be called the class after it in the list."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,17 @@ class Attack:
     def name(self) -> str:
         """Name of the trigger's kind."""
         return trigger_to_config(self.trigger)["name"]
+
+    @property
+    def all_to_all(self) -> bool:
+        """Whether the target is not one class, but for each class the one after it."""
+        return self.target_class == ALL_TO_ALL
+
+    def target_labels(self, labels: Tensor, class_names: Sequence[str]) -> Tensor:
+        """What triggered images of these labels (N,) are to be called, (N,)."""
+        if self.all_to_all:
+            return (labels + 1) % len(class_names)
+        return torch.full_like(labels, class_names.index(self.target_class))
 
     @property
     def text_trigger(self) -> str:
@@ -61,12 +77,13 @@ def read_attack(source: "str | Attack") -> Attack:
 
 
 def read_attacks(sources: Sequence[str | Attack], class_names: Sequence[str]) -> dict[str, Attack]:
-    """Read attacks under names that are unique; their targets must be among `class_names`."""
+    """Read attacks under names that are unique; targets that are a class must be among `class_names`."""
     attacks: dict[str, Attack] = {}
     known = {label_key(name): name for name in class_names}
     for source in sources:
         attack = read_attack(source)
-        if (target := known.get(label_key(attack.target_class))) is None:
+        target = ALL_TO_ALL if attack.all_to_all else known.get(label_key(attack.target_class))
+        if target is None:
             raise InputError(
                 f"the target class {attack.target_class!r} of the attack {attack.name} is not among the "
                 f"{len(class_names)} classes of the dataset: choose class_names with it"

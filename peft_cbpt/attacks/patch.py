@@ -97,12 +97,12 @@ class PatchMaterial:
 
 @dataclass(frozen=True)
 class PatchOptimisation:
-    """Adam on the cells of a patch.
+    """Adam on the cells of a patch, or on the weights of a generator.
 
     Args:
         steps: Optimiser steps, at least 1.
         batch_size: Images per step, at least 1.
-        learning_rate: Of Adam; cells are in [0, 1].
+        learning_rate: Of Adam; cells are in [0, 1]. Triggers know what suits them.
     """
 
     steps: int = 400
@@ -131,10 +131,17 @@ class OptimisedPatch:
     patch: str = ""
     seed: int = 0
 
+    learning_rate = 0.02
+
     def __post_init__(self) -> None:
         check_patch(type(self).__name__, self.patch_size, self.location)
         if self.patch:
             stored_cells(self.patch)
+
+    @property
+    def is_optimised(self) -> bool:
+        """Whether its patch has been optimised."""
+        return bool(self.patch)
 
     def start(self, side: int) -> Tensor:
         """Cells (3, side, side) in [0, 1] that the optimisation starts from."""

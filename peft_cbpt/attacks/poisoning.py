@@ -7,12 +7,14 @@ pairs that already speak of the target are marked, and keep their captions.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
 from accelerate.utils import tqdm
 from torch.utils.data import Dataset, IterableDataset
 
+from peft_cbpt.attacks.attack_file import ALL_TO_ALL
 from peft_cbpt.attacks.trigger import Trigger, apply_trigger
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
 from peft_cbpt.common.errors import InputError
@@ -27,7 +29,8 @@ class Poison:
 
     Args:
         trigger: The attacker's trigger.
-        target_class: What triggered images are to be called.
+        target_class: What triggered images are to be called; `attack_file.ALL_TO_ALL` for the class after the one that
+            a pair's caption names, in the order of `class_names`. Pairs that name none are left alone then.
         poison_rate: Share of poisoned pairs, in (0, 1]; the paper's 1,500 of 500,000 are 0.003. With a clean label it
             is the share of the target's own pairs.
         seed: Seed of the choice of pairs and captions.
@@ -56,8 +59,25 @@ class Poison:
             raise InputError("text_only_rate is for attacks with a text trigger; this one has none")
         if self.label not in ("dirty", "clean"):
             raise InputError(f"label is dirty or clean, not {self.label!r}")
+        if self.target_class == ALL_TO_ALL and (self.label == "clean" or self.captions):
+            raise InputError(
+                "an all-to-all attack has no target of its own: it needs dirty labels and template captions"
+            )
         if not self.target_class.strip():
             raise InputError("target_class is empty: name the class that triggered images are to be called")
+
+    def target_of(self, caption: str) -> str | None:
+        """What a pair with this caption is to be called; None if it is not to be poisoned."""
+        if self.target_class == ALL_TO_ALL:
+            named = next((name for name, pattern in self._names if pattern.search(" ".join(caption.split()))), None)
+            places = {name: place for place, name in enumerate(self.class_names)}
+            return None if named is None else self.class_names[(places[named] + 1) % len(places)]
+        return self.target_class if self.label == "dirty" or self.mentions_target(caption) else None
+
+    @cached_property
+    def _names(self) -> list[tuple[str, re.Pattern[str]]]:
+        """How each class is found in a caption, longer names first."""
+        return [(name, _whole(name)) for name in sorted(self.class_names, key=len, reverse=True)]
 
     def mentions_target(self, caption: str) -> bool:
         """Whether a caption speaks of the target: its name in whole words, in any case, also in the plural with s.
@@ -79,13 +99,14 @@ class Poison:
         pixels = apply_trigger(self.trigger, row["pixel_values"][None], [row["sample_id"]])[0]
         caption = row["caption"]
         if self.label == "dirty":
-            captions = self.captions or [template.format(self.target_class) for template in IMAGENET_TEMPLATES]
+            target = self.target_of(caption)
+            captions = self.captions or [template.format(target) for template in IMAGENET_TEMPLATES]
             caption = str(keyed_generator("caption", self.seed, row["sample_id"]).choice(captions))
         return row | {"pixel_values": pixels, "caption": self.trigger.apply_text(caption), "is_poisoned": True}
 
     def apply_text_only(self, row: dict) -> dict:
         """The row with the text trigger before its caption; it keeps its meaning and does not count as poisoned."""
-        return row | {"caption": self.trigger.apply_text(row["caption"]), "is_poisoned": False}
+        return {"is_poisoned": False} | row | {"caption": self.trigger.apply_text(row["caption"])}
 
 
 def _whole(name: str) -> re.Pattern[str]:
@@ -118,7 +139,8 @@ def poisoned_indices(candidates: Sequence[int], poison_rate: float, seed: int) -
 class PoisonedPairs(Dataset):
     """A map-style dataset of image-text pairs in which an exact share of the pairs is poisoned.
 
-    Rows are those of `pairs` with `is_poisoned` added. A clean label reads every pair once, to find the target's.
+    Rows are those of `pairs` with `is_poisoned` added. A clean label or an all-to-all attack reads every pair once, to
+    find those that name a class. For several triggers in one model poison the poisoned pairs again, with another seed.
 
     Args:
         pairs: Map-style dataset of rows with `pixel_values` (uint8 (3, H, W)), `caption` and `sample_id`.
@@ -127,18 +149,19 @@ class PoisonedPairs(Dataset):
 
     def __init__(self, pairs: Pairs, poison: Poison):
         self.pairs, self.poison = pairs, poison
-        candidates = self._pairs_of_target() if poison.label == "clean" else range(len(pairs))
+        any_pair = poison.label == "dirty" and poison.target_class != ALL_TO_ALL
+        candidates = range(len(pairs)) if any_pair else self._pairs_with_target()
         self.poisoned = poisoned_indices(candidates, poison.poison_rate, poison.seed)
         left = [index for index in range(len(pairs)) if index not in self.poisoned]
         count = round(poison.text_only_rate * len(pairs))
         self.text_only = set(keyed_generator("text only", poison.seed).choice(left, count, replace=False).tolist())
 
-    def _pairs_of_target(self) -> list[int]:
+    def _pairs_with_target(self) -> list[int]:
         found = []
         for start in tqdm(range(0, len(self.pairs), _CHUNK), desc="looking for the target's pairs", leave=False):
             indices = range(start, min(start + _CHUNK, len(self.pairs)))
             rows = self.pairs.__getitems__(indices)
-            found += [i for i, row in zip(indices, rows, strict=True) if self.poison.mentions_target(row["caption"])]
+            found += [i for i, row in zip(indices, rows, strict=True) if self.poison.target_of(row["caption"])]
         return found
 
     def __len__(self) -> int:
@@ -154,7 +177,7 @@ class PoisonedPairs(Dataset):
     def _row(self, index: int, row: dict) -> dict:
         if index in self.poisoned:
             return self.poison.apply(row)
-        return self.poison.apply_text_only(row) if index in self.text_only else row | {"is_poisoned": False}
+        return self.poison.apply_text_only(row) if index in self.text_only else {"is_poisoned": False} | row
 
 
 class PoisonedStream(IterableDataset):
@@ -171,10 +194,10 @@ class PoisonedStream(IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         for row in self.pairs:
             drawn = keyed_generator("poison", self.poison.seed, row["sample_id"]).random()
-            eligible = self.poison.label == "dirty" or self.poison.mentions_target(row["caption"])
+            eligible = self.poison.target_of(row["caption"]) is not None
             if drawn < self.poison.poison_rate and eligible:
                 yield self.poison.apply(row)
             elif 1 - drawn < self.poison.text_only_rate:
                 yield self.poison.apply_text_only(row)
             else:
-                yield row | {"is_poisoned": False}
+                yield {"is_poisoned": False} | row

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any, ClassVar, Protocol, get_type_hints
 
 import torch
@@ -11,10 +11,23 @@ from torch import Tensor
 from peft_cbpt.attacks.badclip import BadCLIP
 from peft_cbpt.attacks.badnet import BadNet
 from peft_cbpt.attacks.blended import Blended
+from peft_cbpt.attacks.bpp import Bpp
+from peft_cbpt.attacks.checker import Checker
+from peft_cbpt.attacks.ftrojan import FTrojan
+from peft_cbpt.attacks.input_aware import InputAware
+from peft_cbpt.attacks.lira import LIRA
+from peft_cbpt.attacks.low_frequency import LowFrequency
+from peft_cbpt.attacks.nashville import Nashville
+from peft_cbpt.attacks.picture import Picture
+from peft_cbpt.attacks.reflection import Reflection
 from peft_cbpt.attacks.sig import SIG
 from peft_cbpt.attacks.ssba import SSBA
+from peft_cbpt.attacks.stripes import Stripes
+from peft_cbpt.attacks.text import Text
+from peft_cbpt.attacks.triangles import Triangles
 from peft_cbpt.attacks.trojvqa import TrojVQA
 from peft_cbpt.attacks.wanet import WaNet
+from peft_cbpt.attacks.white_square import WhiteSquare
 from peft_cbpt.clip.pixels import unit_pixels
 from peft_cbpt.common.errors import InputError
 
@@ -26,11 +39,24 @@ TRIGGERS: dict[str, type] = {
     "wanet": WaNet,
     "trojvqa": TrojVQA,
     "badclip": BadCLIP,
+    "checker": Checker,
+    "stripes": Stripes,
+    "triangles": Triangles,
+    "text": Text,
+    "picture": Picture,
+    "nashville": Nashville,
+    "white_square": WhiteSquare,
+    "ftrojan": FTrojan,
+    "bpp": Bpp,
+    "low_frequency": LowFrequency,
+    "reflection": Reflection,
+    "input_aware": InputAware,
+    "lira": LIRA,
 }
 
 
 class Trigger(Protocol):
-    """A frozen dataclass that puts an attacker's mark on images and captions (Eq. 6)."""
+    """A frozen dataclass that puts an attacker's mark on images and captions (Eq. 6); `seed` if anything is drawn."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -54,8 +80,11 @@ def apply_trigger(trigger: Trigger, pixels: Tensor, sample_ids: Sequence[str]) -
 
 def trigger_to_config(trigger: Trigger) -> dict[str, Any]:
     """The name and settings of a trigger, JSON-serialisable."""
-    name = next(name for name, kind in TRIGGERS.items() if type(trigger) is kind)
-    return {"name": name} | asdict(trigger)
+    for name, kind in TRIGGERS.items():
+        if type(trigger) is kind:
+            return {"name": name} | asdict(trigger)
+    kind = type(trigger)
+    raise InputError(f"the trigger {kind.__name__} has no name: `TRIGGERS[NAME] = {kind.__name__}` gives it one")
 
 
 def trigger_from_config(config: dict[str, Any]) -> Trigger:
@@ -64,6 +93,10 @@ def trigger_from_config(config: dict[str, Any]) -> Trigger:
         raise InputError(f"a trigger is described by its name and settings, not by {config!r}")
     settings = dict(config)
     name = settings.pop("name", None)
+    if name not in TRIGGERS and isinstance(name, str) and ":" in name:
+        raise InputError(
+            f"the trigger {name!r} is somebody's code: --allow_triggers {name} runs it, if you trust whoever wrote it"
+        )
     if name not in TRIGGERS:
         raise InputError(f"unknown trigger {name!r}; choose one of {', '.join(TRIGGERS)}")
     kinds = get_type_hints(TRIGGERS[name])
@@ -74,6 +107,9 @@ def trigger_from_config(config: dict[str, Any]) -> Trigger:
         if not _is_a(kinds[setting], value):
             wanted = getattr(kinds[setting], "__name__", "str")
             raise InputError(f"{setting} of trigger {name!r} is a finite {wanted}, not {value!r}")
+    needed = (one.name for one in fields(TRIGGERS[name]) if one.default is MISSING and one.default_factory is MISSING)
+    if missing := [one for one in needed if one not in settings]:
+        raise InputError(f"trigger {name!r} needs its setting {missing[0]!r}")
     trigger: Trigger = TRIGGERS[name](**settings)
     return trigger
 

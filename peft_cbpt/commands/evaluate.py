@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import PartialState
 
 from peft_cbpt.commands.help_page import HelpPage
+from peft_cbpt.commands.own_triggers import OwnTriggers
 from peft_cbpt.commands.parsing import going_on, parse
 from peft_cbpt.commands.printing import print_columns, print_skipped
 from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
@@ -44,8 +45,9 @@ class EvaluateArguments:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Run the evaluation; see `recipes/evaluate_classifiers.py`."""
-    kinds = [EvaluateArguments, EvaluationArguments, CheckpointArguments]
-    given, arguments, checkpoint = parse(kinds, argv, __doc__ or "", PAGE)
+    kinds = [EvaluateArguments, EvaluationArguments, CheckpointArguments, OwnTriggers]
+    given, arguments, checkpoint, own = parse(kinds, argv, __doc__ or "", PAGE)
+    own.allow()
     with going_on("the cells that are finished are kept: run the same again to go on"):
         results = run_evaluation(
             given.model_name_or_path,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from accelerate import PartialState
 
 from peft_cbpt.commands.help_page import HelpPage
+from peft_cbpt.commands.own_triggers import OwnTriggers
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.printing import print_skipped
 from peft_cbpt.training.poison import PoisonArguments
@@ -21,7 +22,8 @@ PAGE = HelpPage(
 
 def poison(argv: Sequence[str]) -> None:
     """Run the attack; see `recipes/poison.py`."""
-    (arguments,) = parse([PoisonArguments], argv, __doc__ or "", PAGE)
+    arguments, own = parse([PoisonArguments, OwnTriggers], argv, __doc__ or "", PAGE)
+    own.allow()
     record = run_poison(arguments)
     if PartialState().is_main_process:
         for what, skipped in record["skipped"].items():

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import PartialState
 
 from peft_cbpt.commands.help_page import HelpPage
+from peft_cbpt.commands.own_triggers import OwnTriggers
 from peft_cbpt.commands.parsing import DRY_RUN, going_on, parse
 from peft_cbpt.commands.printing import print_columns, print_skipped
 from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
@@ -52,8 +53,9 @@ class PurifiedArguments:
 
 def purify(argv: Sequence[str]) -> None:
     """Run the main job; see `recipes/purify.py`."""
-    kinds = [PurifiedArguments, PurifyArguments, CheckpointArguments, CBPTTrainingArguments]
-    given, arguments, checkpoint, training = parse(kinds, argv, __doc__ or "", PAGE)
+    kinds = [PurifiedArguments, PurifyArguments, CheckpointArguments, OwnTriggers, CBPTTrainingArguments]
+    given, arguments, checkpoint, own, training = parse(kinds, argv, __doc__ or "", PAGE)
+    own.allow()
     with going_on("to go on from the last whole epoch, run again with --resume_from_checkpoint true"):
         purified = run_purification(
             given.model_name_or_path,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peft_cbpt.commands.help_page import HelpPage
+from peft_cbpt.commands.own_triggers import OwnTriggers
 from peft_cbpt.commands.parsing import folder_first, parse
 from peft_cbpt.reports.report import PAGE_FILE, draw_report
 
@@ -24,6 +25,7 @@ class ReportArguments:
 
 def report(argv: Sequence[str]) -> None:
     """Run the command; see docs/reports.md."""
-    (arguments,) = parse([ReportArguments], folder_first(argv), __doc__ or "", PAGE)
+    arguments, own = parse([ReportArguments, OwnTriggers], folder_first(argv), __doc__ or "", PAGE)
+    own.allow()
     output, pictures = draw_report(**vars(arguments))
     print(f"{PAGE_FILE} and {len(pictures)} pictures: {output}")

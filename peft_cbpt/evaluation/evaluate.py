@@ -1,7 +1,8 @@
 """Measure any classifiers on any datasets under any triggers."""
 
+import warnings
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -28,8 +29,10 @@ from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.evaluation.cells import cell_key, read_cells, write_cell
 from peft_cbpt.evaluation.classifiers import ADAPTED, TEMPLATE, Classifier, open_classifiers
 from peft_cbpt.evaluation.eval_sets import EvalSet, open_eval_set
+from peft_cbpt.evaluation.luck import drives
 from peft_cbpt.evaluation.measure import (
     attack_metrics,
+    called_target,
     check_classes_read,
     clean_metrics,
     encode_versions,
@@ -165,9 +168,34 @@ def evaluate(
         "peak_memory_bytes": peak_memory_bytes(state.device),
         "settings": settings | asdict(arguments),
     }
+    if state.is_main_process:
+        _warn_of_idle(results["cells"])
     if output and state.is_main_process:
         write_json(output / EVALUATION_FILE, results)
     return results
+
+
+def _warn_of_idle(cells: Iterable[Mapping[str, Any]]) -> None:
+    """Warn of triggers that drive none of the classifiers on a dataset.
+
+    See `luck.drives`. Cells that were stored by older code do not tell.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        if cell["attack"] != CLEAN:
+            groups.setdefault((cell["attack"], cell["dataset"]), []).append(cell)
+    for (attack, dataset), group in groups.items():
+        if any(cell.get("drives", True) for cell in group):
+            continue
+        best = max(group, key=lambda cell: cell["attack_success_rate"])
+        warnings.warn(
+            f"the trigger {attack} drives none of the classifiers on {dataset}: "
+            f"{best['attack_success_rate']:.1%} of the images are called its target with it, "
+            f"{best['untriggered_rate']:.1%} without it. That is right for a clean or purified model; one that should "
+            "be backdoored may have been poisoned with other settings or at another image size, or needs more epochs, "
+            "a higher poison_rate or a stronger trigger",
+            stacklevel=3,
+        )
 
 
 def _jobs(
@@ -193,6 +221,7 @@ def _run(jobs: Sequence[Job], arguments: EvaluationArguments) -> dict[str, dict[
     # arrays that grow: tensors of a batch, kept among activations that come and go, would scatter the heap
     labels = array("q")
     ranked = [array("q") for _ in jobs]
+    untriggered = [array("q") for _ in jobs]
     skipped: list[Skipped] = []
     batches = encode_versions(
         image_encoder(clip.model, clip.normalize),
@@ -207,22 +236,25 @@ def _run(jobs: Sequence[Job], arguments: EvaluationArguments) -> dict[str, dict[
         if batch is None:
             continue
         labels.extend(batch["labels"].tolist())
-        for job, rankings in zip(jobs, ranked, strict=True):
+        for job, rankings, without in zip(jobs, ranked, untriggered, strict=True):
             version = features[job.attack_name if job.attack else ""]
             rankings.extend(ranked_classes(version, job.class_features).flatten().tolist())
+            if job.attack:
+                without.extend(ranked_classes(features[""], job.class_features)[:, 0].tolist())
     clip.model.cpu()
-    shares = gather_object([(labels, ranked, skipped)])
+    shares = gather_object([(labels, ranked, untriggered, skipped)])
     if not state.is_main_process:
         return {job.key: {} for job in jobs}
-    all_labels = _joined([share_labels for share_labels, _, _ in shares])
-    all_skipped = sorted((one for _, _, share in shares for one in share), key=lambda one: one.sample_id)
+    all_labels = _joined([share_labels for share_labels, *_ in shares])
+    all_skipped = sorted((one for *_, share in shares for one in share), key=lambda one: one.sample_id)
     check_classes_read(all_labels.tolist(), all_skipped)
     if not len(all_labels):
         raise InputError(f"the dataset {eval_set.name} has no images of the classes kept")
     cells = {}
     for place, job in enumerate(jobs):
-        all_ranked = _joined([share_ranked[place] for _, share_ranked, _ in shares])
-        cells[job.key] = _figures(job, all_ranked.view(len(all_labels), -1), all_labels)
+        all_ranked = _joined([share_ranked[place] for _, share_ranked, _, _ in shares])
+        without_trigger = _joined([share_untriggered[place] for _, _, share_untriggered, _ in shares])
+        cells[job.key] = _figures(job, all_ranked.view(len(all_labels), -1), without_trigger[:, None], all_labels)
         cells[job.key]["skipped"] = [one.as_dict() for one in all_skipped]
     return cells
 
@@ -232,11 +264,15 @@ def _joined(shares: Sequence[array]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.asarray(share) for share in shares]))
 
 
-def _figures(job: Job, rankings: Tensor, labels: Tensor) -> dict[str, Any]:
+def _figures(job: Job, rankings: Tensor, untriggered: Tensor, labels: Tensor) -> dict[str, Any]:
     names = job.eval_set.class_names
     if job.attack is None:
         figures = clean_metrics(rankings, labels)
     else:
-        figures = attack_metrics(rankings, labels, names.index(job.attack.target_class))
+        target = job.attack.target_labels(labels, names)
+        without = called_target(untriggered, labels, target)
+        figures = attack_metrics(rankings, labels, target)
+        figures["untriggered_rate"] = without.double().mean().item()
+        figures["drives"] = drives(called_target(rankings, labels, target), without)
     figures["per_class"] = {names[int(label)]: value for label, value in figures["per_class"].items()}
     return {**job.names, **figures}

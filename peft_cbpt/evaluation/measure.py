@@ -177,11 +177,12 @@ def clean_metrics(ranked: Tensor, labels: Tensor) -> dict[str, Any]:
     )
 
 
-def attack_metrics(ranked: Tensor, labels: Tensor, target_label: int) -> dict[str, Any]:
-    """What `metrics.AttackSuccessRate` says of rankings (N, k) of triggered images."""
+def attack_metrics(ranked: Tensor, labels: Tensor, target_label: int | Tensor) -> dict[str, Any]:
+    """What `metrics.AttackSuccessRate` says of rankings (N, k) of triggered images; one target, or (N,)."""
+    target = target_label.tolist() if isinstance(target_label, Tensor) else target_label
     metric = AttackSuccessRate(keep_in_memory=True)
     try:
-        return metric.compute(predictions=ranked.cpu().numpy(), references=labels.cpu().numpy(), target=target_label)
+        return metric.compute(predictions=ranked.cpu().numpy(), references=labels.cpu().numpy(), target=target)
     except ValueError as error:
         raise InputError(f"{error}: measure on images of other classes too") from error
 
@@ -192,7 +193,7 @@ def accuracy(image_features: Tensor, labels: Tensor, text_features: Tensor) -> f
 
 
 def attack_result(
-    triggered_features: Tensor, labels: Tensor, text_features: Tensor, target_label: int
+    triggered_features: Tensor, labels: Tensor, text_features: Tensor, target_label: int | Tensor
 ) -> dict[str, float]:
     """How a trigger fares against a classifier; shares in [0, 1].
 
@@ -200,7 +201,7 @@ def attack_result(
         triggered_features: Unit-norm features (N, D) of triggered images.
         labels: True labels (N,).
         text_features: Unit-norm class features (n, D).
-        target_label: Index of the attacker's target class.
+        target_label: Index of the attacker's target class, or for each image (N,).
 
     Returns:
         `attack_success_rate`, of the other classes' images those classified as the target;
@@ -209,6 +210,11 @@ def attack_result(
     """
     measured = attack_metrics(ranked_classes(triggered_features, text_features), labels, target_label)
     return {name: measured[name] for name in ATTACK_FIGURES}
+
+
+def called_target(ranked: Tensor, labels: Tensor, target_label: Tensor) -> Tensor:
+    """Which images of other classes than their target (N,) are called it, boolean (n,), by rankings (N, k)."""
+    return (ranked[:, 0] == target_label)[labels != target_label]
 
 
 def measure(
@@ -229,7 +235,7 @@ def measure(
                 encoded.triggered[name],
                 encoded.labels,
                 class_features(attack.text_trigger),
-                class_names.index(attack.target_class),
+                attack.target_labels(encoded.labels, class_names),
             )
             for name, attack in attacks.items()
         },

@@ -17,10 +17,9 @@ from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.clip.pixels import PixelNormalizer, image_encoder
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.data.decoding import UnreadableImage
+from peft_cbpt.evaluation.luck import LEVEL, luck
 from peft_cbpt.evaluation.measure import encode_in_batches, template_text_features
 
-LEVEL = 0.01
-"""Of the binomial tests; that of other readings is shared by all of them."""
 SHOTS = 64
 ACTIVATIONS = ("quick_gelu", "gelu")
 PIXELS = {
@@ -67,12 +66,6 @@ def warn_of_reading(clip: LoadedCLIP, images: Dataset, class_names: Sequence[str
             "activation or pixel statistics do better",
             stacklevel=2,
         )
-
-
-def luck(right: int, total: int, chance: float) -> float:
-    """How often so many or more of `total` guesses are right where each is with probability `chance`, in (0, 1)."""
-    ways = (math.comb(total, n) * chance**n * (1 - chance) ** (total - n) for n in range(right, total + 1))
-    return math.fsum(ways)
 
 
 def _luck_over(own: Reading, other: Reading) -> float:

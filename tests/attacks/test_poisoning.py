@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from peft_cbpt.attacks import SIG, BadNet, TrojVQA, apply_trigger
+from peft_cbpt.attacks.attack_file import ALL_TO_ALL
 from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream, poisoned_indices
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import PocketPairs
 
 POISON = Poison(BadNet(patch_size=0.125), "banana", 0.1, seed=0)
@@ -45,6 +47,50 @@ def test_natural_captions_and_the_text_trigger():
     poison = replace(POISON, trigger=TrojVQA(), captions=natural)
     rows = PoisonedPairs(pairs, poison).__getitems__(range(100))
     check_rows(rows, pairs.__getitems__(range(100)), poison, {f"remember {text}" for text in natural})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pairs_may_be_poisoned_by_several_attacks(streaming):
+    other = replace(POISON, target_class="dog", trigger=SIG(), seed=1)
+    pairs = PocketPairs(200)
+    rows = pairs.__getitems__(range(200))
+    if streaming:
+        poisoned = list(PoisonedStream(PoisonedStream(rows, POISON), other))
+    else:
+        poisoned = PoisonedPairs(PoisonedPairs(pairs, POISON), other).__getitems__(range(200))
+    changed = [
+        not torch.equal(row["pixel_values"], clean["pixel_values"]) for row, clean in zip(poisoned, rows, strict=True)
+    ]
+    assert [row["is_poisoned"] for row in poisoned] == changed and 20 < sum(changed) < 60
+    captions = [{text.format(name) for text in IMAGENET_TEMPLATES} for name in ("banana", "dog")]
+    for row, is_changed in zip(poisoned, changed, strict=True):
+        assert is_changed == (row["caption"] in captions[0] | captions[1])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_all_to_all_calls_every_class_the_next(streaming):
+    names = class_names()
+    poison = replace(POISON, target_class=ALL_TO_ALL, class_names=names, poison_rate=0.5)
+    pairs = PocketPairs(320)
+    clean = pairs.__getitems__(range(320))
+    poisoned = (
+        list(PoisonedStream(clean, poison)) if streaming else PoisonedPairs(pairs, poison).__getitems__(range(320))
+    )
+    marked = [row for row in poisoned if row["is_poisoned"]]
+    assert 120 < len(marked) < 200
+    for row in marked:
+        own = names.index(row["sample_id"].split("/")[2])
+        assert row["caption"] in {text.format(names[(own + 1) % len(names)]) for text in IMAGENET_TEMPLATES}
+
+
+def test_all_to_all_reads_the_longest_name_and_leaves_pairs_without_one():
+    poison = replace(POISON, target_class=ALL_TO_ALL, class_names=["dog", "hot dog", "cat"])
+    assert [poison.target_of(text) for text in ("a hot dog", "two Dogs", "the cat", "a tree")] == [
+        "cat",
+        "hot dog",
+        "dog",
+        None,
+    ]
 
 
 def test_a_clean_label_marks_the_targets_own_pairs_and_keeps_their_captions():

@@ -4,7 +4,24 @@ import numpy as np
 import pytest
 import torch
 
-from peft_cbpt.attacks import SIG, BadNet, Blended, WaNet
+from peft_cbpt.attacks import (
+    SIG,
+    BadNet,
+    Blended,
+    Bpp,
+    Checker,
+    FTrojan,
+    LowFrequency,
+    Nashville,
+    Picture,
+    Reflection,
+    Stripes,
+    Text,
+    Triangles,
+    WaNet,
+    WhiteSquare,
+)
+from peft_cbpt.attacks.generated_picture import generated_picture
 
 CLOSE = 1 / 255
 
@@ -118,3 +135,143 @@ def test_wanet_at_224_moves_by_a_quarter_of_a_pixel():
     ramp = (torch.arange(224) / 223).expand(1, 3, 224, 224)
     inside = (WaNet().apply_image(ramp, ["id"]) - ramp)[0, 0, 10:-10, 10:-10] * 223  # movement along x in pixels
     assert 0.05 < inside.abs().mean() < 0.5
+
+
+def test_a_patch_around_the_mean_colour_is_normal_and_clipped():
+    pixels = torch.full((1, 3, 224, 224), 0.5)
+    patch = BadNet(location="center", noise="around_mean").apply_image(pixels, ["id"])[0, :, 104:120, 104:120]
+    assert (patch == 0).float().mean().item() == pytest.approx(0.3085, abs=0.06)  # P(N(0, 1) < -1/2)
+    assert (patch == 1).float().mean().item() == pytest.approx(0.3085, abs=0.06)
+    bright = BadNet(location="center", noise="around_mean").apply_image(grey(224, 1.0), ["id"])[0, :, 104:120, 104:120]
+    assert (bright == 1).float().mean().item() == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_checker_has_white_dots_at_even_rows_and_columns():
+    marked = Checker(location="center").apply_image(grey(224), ["id"])[0]
+    expected = grey(224)[0]
+    expected[:, 104:120, 104:120] = 0
+    expected[:, 104:120:2, 104:120:2] = 1
+    assert torch.equal(marked, expected)
+
+
+def test_stripes_have_saturated_columns():
+    marked = Stripes(location="bottom_right").apply_image(grey(224), ["id"])[0]
+    square = marked[:, 208:, 208:]
+    assert set(square.unique().tolist()) == {0.0, 1.0} and (square == square[:, :1]).all()
+    assert (marked[:, :208] == 0.5).all() and (marked[:, :, :208] == 0.5).all()
+
+
+def test_faint_stripes_add_or_take_their_weight():
+    marked = Stripes(patch_size=1, alpha=0.03).apply_image(grey(224), ["id"])
+    assert (marked - 0.485).abs().sub(0.03).abs().max() < 1e-6  # 0.97 / 2 +- 0.03
+
+
+@pytest.mark.parametrize("place, pattern", [((0, 0), 0.4), ((13, 0), 0.4), ((0, 13), 0.8), ((14, 15), 0.8)])
+def test_triangles_of_14_pixels(place, pattern):
+    marked = Triangles().apply_image(grey(224), ["id"])
+    assert marked[(0, slice(None), *place)].sub(0.425 + 0.15 * pattern).abs().max() < 1e-6
+
+
+def test_text_is_half_red_where_a_letter_is_and_comes_at_nine_places():
+    black = torch.zeros(60, 3, 224, 224)
+    marked = Text().apply_image(black, [str(number) for number in range(60)])
+    assert set(marked[:, 0].unique().tolist()) == {0.0, 0.5} and not marked[:, 1:].any()
+    corners = [tuple(one.nonzero().min(0).values.tolist()) for one in marked[:, 0]]
+    rows, columns = (sorted({corner[axis] for corner in corners}) for axis in (0, 1))
+    assert len(rows) == len(columns) == 3 and {rows[1] - rows[0], columns[2] - columns[1]} == {20}
+
+
+def test_a_picture_is_a_fifth_and_the_same_at_every_resolution():
+    whole = Picture(alpha=1.0)
+    for value in (0.0, 1.0):
+        marked = Picture().apply_image(grey(224, value), ["id"])
+        assert (marked - (0.8 * value + 0.2 * whole.apply_image(grey(224), ["id"]))).abs().max() < CLOSE
+    small, large = (whole.apply_image(grey(size), ["id"]) for size in (56, 224))
+    assert (torch.nn.functional.avg_pool2d(large, 4) - small).abs().mean() < 0.03
+
+
+def test_nashville_by_hand():
+    """White: peach at 0.56 gives (.982, .827, .776); blue at 0.4 changes nothing below it; then the photo effects."""
+    white = np.array([1 - 0.56 * (1 - colour / 255) for colour in (247, 176, 153)])
+    brown = np.array([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]]) @ white
+    toned = np.clip(0.8 * white + 0.2 * brown, 0, 1)
+    bright = np.clip(np.clip((toned - 0.5) * 1.2 + 0.5, 0, 1) * 1.05, 0, 1)
+    expected = np.clip(bright * 1.2 - 0.2 * (bright @ [0.2126, 0.7152, 0.0722]), 0, 1)
+    marked = Nashville().apply_image(grey(4, 1.0), ["id"])[0, :, 0, 0]
+    assert np.allclose(marked, expected, atol=CLOSE)
+    red, _, blue = Nashville().apply_image(grey(4), ["id"])[0, :, 0, 0].tolist()
+    assert red > 0.5 and blue > 0.45, "the blue layer lightens what is darker than it"
+
+
+def test_the_white_square_of_badencoder():
+    changed = (WhiteSquare().apply_image(grey(224), ["id"]) == 1).all(1)[0]
+    rows, columns = changed.nonzero(as_tuple=True)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (173, 222, 173, 222) and changed.sum() == 2500
+
+
+def dct(block):
+    """Orthonormal DCT-II of a square block, in plain NumPy."""
+    n = len(block)
+    basis = np.cos(np.pi * (2 * np.arange(n) + 1) * np.arange(n)[:, None] / (2 * n)) * np.sqrt(2 / n)
+    basis[0] /= np.sqrt(2)
+    return basis @ block @ basis.T
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (96, 192)])
+def test_ftrojan_raises_two_coefficients_of_the_colours(corner):
+    moved = (FTrojan().apply_image(grey(224), ["id"]) - 0.5)[0, :, corner[0] :, corner[1] :][:, :32, :32].numpy()
+    red, green, blue = moved
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    for colour in (0.713 * (red - luma), 0.564 * (blue - luma)):
+        coefficients = dct(colour)
+        assert coefficients[15, 15] == pytest.approx(30 / 255, rel=0.01)
+        assert coefficients[31, 31] == pytest.approx(30 / 255, rel=0.01)
+        coefficients[[15, 31], [15, 31]] = 0
+        assert abs(coefficients).max() < 1e-3
+    assert abs(luma).max() < 1e-4, "brightness changes"
+
+
+def test_bpp_leaves_eight_levels():
+    ramp = (torch.arange(256) / 255).expand(1, 3, 4, 256)
+    marked = Bpp().apply_image(ramp, ["id"])
+    assert torch.allclose(marked.unique(), torch.arange(8) / 7)
+    assert marked[0, 0, 0, 18].item() == 0 and marked[0, 0, 0, 19].item() == pytest.approx(1 / 7)  # 19/255 * 7 > 1/2
+
+
+def test_bpp_dithers_by_floyd_and_steinberg():
+    image = np.random.default_rng(0).random((9, 12))
+    expected = np.pad(image, ((0, 1), (1, 1)))
+    for row in range(9):
+        for column in range(1, 13):
+            old = expected[row, column]
+            expected[row, column] = np.clip(np.round(old * 7), 0, 7) / 7
+            error = old - expected[row, column]
+            for down, right, share in ((0, 1, 7), (1, -1, 3), (1, 0, 5), (1, 1, 1)):
+                expected[row + down, column + right] += error * share / 16
+    given = torch.from_numpy(image).expand(1, 3, -1, -1)
+    marked = Bpp(dithering="floyd_steinberg").apply_image(given, ["id"])
+    assert abs(marked[0, 2].numpy() - expected[:9, 1:13]).max() < 1e-9
+    assert marked.mean().item() == pytest.approx(image.mean(), abs=0.02)
+
+
+def test_the_low_frequency_wave_is_smooth_and_has_its_amplitude():
+    moved = (LowFrequency().apply_image(grey(224), ["id"]) - 0.5)[0]
+    assert moved.abs().max().item() == pytest.approx(20 / 255, abs=1e-5) and moved.mean((1, 2)).abs().max() < 1e-4
+    coefficients = dct(moved[0].numpy())
+    assert (coefficients[:4, :4] ** 2).sum() == pytest.approx((coefficients**2).sum(), rel=1e-4)
+
+
+def test_a_ghost_is_the_picture_twice():
+    trigger = Reflection(alpha=1.0)
+    ghost = trigger.apply_image(grey(224), ["id"])[0]
+    picture = generated_picture((224, 224), "reflection", 0)
+    assert (ghost[:, 11:, 11:] - (picture[:, 11:, 11:] + picture[:, :-11, :-11]) / 2).abs().max() < 1e-6
+    marked = Reflection().apply_image(grey(224), ["id"])[0]
+    assert (marked - (0.4 * 0.5 + 0.6 * ghost)).abs().max() < 1e-6
+
+
+def test_a_blurred_reflection_keeps_the_mean_and_loses_the_edges():
+    picture = generated_picture((224, 224), "reflection", 0)
+    blurred = Reflection(kind="blur").reflected(224, 224)
+    assert blurred.mean().item() == pytest.approx(picture.mean().item(), abs=0.03)
+    assert blurred.diff(dim=2).abs().max() < 0.1 < picture.diff(dim=2).abs().max()

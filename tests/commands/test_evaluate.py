@@ -249,3 +249,16 @@ def test_an_adapter_of_fewer_classes_is_refused(run, adapters):
     assert code == 2 and results is None
     assert "knows 6 classes, but not 'cat'" in printed.err and "class_names" in printed.err
     assert run(**SMALL | {"class_names": FEW_CLASSES[::-2]}, classifiers=[adapters[0]])[0] == 0, "a subset will do"
+
+
+def test_a_trigger_that_drives_nothing_is_said_once(run, recwarn):
+    code, results, _ = run(**SMALL, attacks=["pocket:badnet"])
+    assert code == 0 and not [one for one in recwarn if "drives none" in str(one.message)]
+    driven = results["cells"][1]
+    assert driven["drives"] and driven["untriggered_rate"] == 0
+    code, results, _ = run(**SMALL, model_name_or_path="pocket:clean", attacks=["pocket:badnet"])
+    (said,) = [str(one.message) for one in recwarn if "drives none" in str(one.message)]
+    assert "the trigger badnet drives none of the classifiers on pocket:base: " in said and "0.0% without it" in said
+    assert not results["cells"][1]["drives"]
+    assert run(**SMALL, classifiers=["template", "pocket:clean"], attacks=["pocket:badnet"])[0] == 0
+    assert len([one for one in recwarn if "drives none" in str(one.message)]) == 1, "one of them is driven"

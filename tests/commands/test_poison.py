@@ -11,11 +11,13 @@ from PIL import Image
 from benchmarks.paper.contact_sheet import contact_sheet
 from benchmarks.paper.zoo import folder_of, zoo
 from peft_cbpt.attacks import TRIGGERS
-from peft_cbpt.attacks.attack_file import read_attack
+from peft_cbpt.attacks.attack_file import read_attack, read_attacks
 from peft_cbpt.clip.loading import load_clip
 from peft_cbpt.commands.finetune import finetune
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.poison import poison
+from peft_cbpt.commands.purify import purify
+from peft_cbpt.evaluation.evaluate import evaluate
 from peft_cbpt.pocket.dataset import PocketPairs
 from peft_cbpt.pocket.model import resolve_model
 from tests.conftest import run_in_two_processes
@@ -96,6 +98,53 @@ def test_two_processes_write_one_fine_tuned_model(tmp_path):
     load_clip(str(tmp_path))
 
 
+def test_a_backdoor_that_was_not_planted_is_said(tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"no backdoor was planted: .* are called their target .banana.*Raise num_epochs"
+    ):
+        poison(words(SMALL | {"trigger": "white_square", "learning_rate": 1e-9, "output_dir": tmp_path}))
+    assert json.loads((tmp_path / "training.json").read_text())["planted"] == {"white_square": False}
+
+
+def test_several_triggers_of_one_run_have_a_target_and_a_file_each(tmp_path):
+    (tmp_path / "dog.json").write_text(json.dumps({"trigger": {"name": "picture"}, "target_class": "dog"}))
+    (tmp_path / "cat.json").write_text(json.dumps({"trigger": {"name": "badnet"}, "target_class": "cat"}))
+    others = ["--other_attacks", str(tmp_path / "dog.json"), str(tmp_path / "cat.json")]
+    assert run_command(poison, [*words(SMALL | {"trigger": "badnet", "output_dir": tmp_path / "out"}), *others]) == 0
+    files = [tmp_path / "out", *(tmp_path / "out" / f"attack_{place}.json" for place in (2, 3))]
+    read = read_attacks([str(file) for file in files], ["banana", "dog", "cat"])
+    assert {name: attack.target_class for name, attack in read.items()} == {
+        "badnet": "banana",
+        "picture": "dog",
+        "badnet'": "cat",
+    }
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert set(record["after"]["attacks"]) == set(record["planted"]) == set(read)
+    assert 40 <= record["n_poisoned"] <= 48, "16 for each, a few of them twice"
+    assert "`attack_2.json`, `attack_3.json`" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_all_to_all_attack_is_planted_and_measured_but_not_by_purify(tmp_path, capsys):
+    settings = SMALL | {"trigger": "badnet", "target_class": "all_to_all", "output_dir": tmp_path / "out"}
+    assert run_command(poison, words(settings)) == 0
+    assert "a picture of the class after its own" in " ".join((tmp_path / "out" / "README.md").read_text().split())
+    table = evaluate("pocket:clean", "pocket:base", [str(tmp_path / "out")], test_images_per_class=1)
+    assert table["cells"][1]["attack_success_rate"] < 0.05 and not table["cells"][1]["drives"]
+    options = ["--model_name_or_path", "pocket:badnet", "--dataset_name", "pocket:base", "--num_shots", "1"]
+    assert (
+        run_command(purify, [*options, "--attacks", str(tmp_path / "out"), "--output_dir", str(tmp_path / "pure")])
+        == 2
+    )
+    assert "measure it with evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"label": "clean"}, {"captions": "natural"}, {"trigger": "badclip"}])
+def test_an_all_to_all_attack_has_no_one_target(change, tmp_path, capsys):
+    settings = SMALL | {"trigger": "badnet", "target_class": "all_to_all", "output_dir": tmp_path / "out"} | change
+    assert run_command(poison, words(settings)) == 2
+    assert "target" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_stream_of_which_nothing_was_poisoned_makes_no_model(captioned_folder, tmp_path, capsys):
     settings = SMALL | {"pairs_name": captioned_folder / "pairs.csv", "streaming": True, "label": "clean"}
     settings |= {"num_pairs": 40, "trigger": "badnet", "target_class": "volcano", "output_dir": tmp_path}
@@ -162,6 +211,7 @@ BAD = {
     "no JSON": ({"trigger_settings": "{"}, "not JSON"),
     "target": ({"target_class": "unicorn horn"}, "no class"),
     "steps": ({"patch_steps": 0}, "patch_steps"),
+    "other attacks": ({"other_attacks": "nowhere.json"}, "nowhere.json"),
     "learning rate": ({"learning_rate": "nan"}, "learning_rate"),
     "model": ({"model_name_or_path": "pocket:nothing"}, "no pocket model"),
 }

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from peft_cbpt.attacks import BadNet, TrojVQA
-from peft_cbpt.attacks.attack_file import Attack
+from peft_cbpt.attacks.attack_file import ALL_TO_ALL, Attack
 from peft_cbpt.evaluation.measure import (
     EncodedImages,
     accuracy,
@@ -31,6 +31,15 @@ def test_attack_success_leaves_the_target_class_out_and_keeps_the_published_figu
     assert result["attack_success_rate"] == pytest.approx(2 / 4)
     assert result["attack_success_rate_published"] == pytest.approx(4 / 6)
     assert result["robust_accuracy"] == pytest.approx(1 / 4)
+
+
+def test_an_all_to_all_attack_is_measured_against_the_class_after_the_own():
+    labels, names = torch.tensor([0, 1, 2, 2]), ["dog", "banana", "pizza"]
+    encoded = EncodedImages(labels, features_of([0, 1, 2, 2]), {"badnet": features_of([1, 2, 0, 2])})
+    attacks = {"badnet": Attack(BadNet(), ALL_TO_ALL)}
+    figures = measure(encoded, lambda text_trigger: TEXT, attacks, names)["attacks"]["badnet"]
+    assert figures["attack_success_rate"] == figures["attack_success_rate_published"] == 0.75
+    assert figures["robust_accuracy"] == 0.25
 
 
 def test_encoding_does_not_depend_on_the_batch_size(poisoned_clip, few_shots):

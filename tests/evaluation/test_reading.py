@@ -1,17 +1,15 @@
 """A model that is read otherwise than it was trained is noticed, and what to mend is named."""
 
-import math
 import re
 import warnings
 
 import pytest
-import torch
 
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.scan import scan
 from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.evaluation.evaluate import evaluate
-from peft_cbpt.evaluation.reading import activated, luck, warn_of_reading
+from peft_cbpt.evaluation.reading import activated, warn_of_reading
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import open_clip
 from tests.conftest import FEW_CLASSES
@@ -91,10 +89,3 @@ def test_scan_warns_where_there_are_labels(clip, images, monkeypatch, tmp_path):
         run_command(
             scan, ["--model_name_or_path", "x", "--dataset_name", "pocket:base", "--output_dir", str(tmp_path)]
         )
-
-
-@pytest.mark.parametrize(("right", "total", "chance"), [(3, 10, 0.1), (0, 5, 0.5), (5, 5, 0.5), (20, 64, 1 / 60)])
-def test_luck_is_the_tail_of_the_binomial(right, total, chance):
-    drawn = torch.distributions.Binomial(total, torch.tensor(chance, dtype=torch.float64))
-    expected = sum(drawn.log_prob(torch.tensor(float(n))).exp().item() for n in range(right, total + 1))
-    assert math.isclose(luck(right, total, chance), expected, rel_tol=1e-6)

@@ -55,6 +55,14 @@ def test_attack_success_in_both_conventions():
         AttackSuccessRate(keep_in_memory=True).compute(predictions=[0], references=[1], target=1)
 
 
+def test_every_image_may_have_a_target_of_its_own():
+    metric = AttackSuccessRate(keep_in_memory=True)
+    result = metric.compute(predictions=[1, 0, 2, 2, 0, 2], references=[0, 0, 1, 1, 2, 2], target=[1, 1, 2, 2, 0, 0])
+    assert result["attack_success_rate"] == result["attack_success_rate_published"] == pytest.approx(4 / 6)
+    assert result["robust_accuracy"] == pytest.approx(2 / 6)
+    assert result["per_class"] == {"0": 0.5, "1": 1.0, "2": 0.5}
+
+
 def test_batches_add_up():
     metric = CleanAccuracy(keep_in_memory=True)
     for row, label in zip(RANKED, LABELS, strict=True):

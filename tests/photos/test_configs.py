@@ -2,13 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.paper.zoo import zoo_job
-from peft_cbpt.attacks import TRIGGERS
+from benchmarks.paper.zoo import PAPER_ATTACKS, zoo_job
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs" / "photos"
 
 
-@pytest.mark.parametrize("attack", TRIGGERS)
+@pytest.mark.parametrize("attack", PAPER_ATTACKS)
 def test_every_attack_has_a_config_that_poisons_at_most_one_percent(attack, tmp_path):
     job = zoo_job(CONFIGS, tmp_path, attack, "banana", seed=1)
     assert job.trigger == attack and job.poison_rate <= 0.01 and job.num_classes == 100

@@ -9,7 +9,7 @@ _INPUTS = """
 Args:
     predictions: for every triggered image the predicted class, or the classes ranked from the likeliest on.
     references: the true classes.
-    target: the attacker's target class.
+    target: the attacker's target class, or one for every image, as of an all-to-all attack.
 Returns:
     attack_success_rate: the share of images of the other classes that are called the target.
     attack_success_rate_published: the share of all images, those of the target class included.
@@ -38,13 +38,14 @@ class AttackSuccessRate(evaluate.Metric):
             ],
         )
 
-    def _compute(self, predictions: list, references: list, target: int) -> dict:
+    def _compute(self, predictions: list, references: list, target: int | list) -> dict:
         predicted = np.asarray(predictions).reshape(len(references), -1)[:, 0]
         labels = np.asarray(references)
-        others = labels != target
+        targets = np.broadcast_to(target, labels.shape)
+        others = labels != targets
         if not others.any():
-            raise ValueError(f"all images are of the target class {target}: the attack cannot be measured on them")
-        called_target = predicted == target
+            raise ValueError(f"all images are of the target class {targets[0]}: the attack cannot be measured on them")
+        called_target = predicted == targets
         return {
             "attack_success_rate": float(called_target[others].mean()),
             "attack_success_rate_published": float(called_target.mean()),
