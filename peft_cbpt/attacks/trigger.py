@@ -11,6 +11,7 @@ from torch import Tensor
 from peft_cbpt.attacks.badclip import BadCLIP
 from peft_cbpt.attacks.badnet import BadNet
 from peft_cbpt.attacks.blended import Blended
+from peft_cbpt.attacks.perturbation import Perturbation
 from peft_cbpt.attacks.sig import SIG
 from peft_cbpt.attacks.ssba import SSBA
 from peft_cbpt.attacks.trojvqa import TrojVQA
@@ -26,6 +27,7 @@ TRIGGERS: dict[str, type] = {
     "wanet": WaNet,
     "trojvqa": TrojVQA,
     "badclip": BadCLIP,
+    "perturbation": Perturbation,
 }
 
 

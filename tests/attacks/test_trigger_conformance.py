@@ -21,6 +21,7 @@ from peft_cbpt.attacks import (
     trigger_to_config,
 )
 from peft_cbpt.attacks.patch import store_cells
+from peft_cbpt.attacks.perturbation import Perturbation, store_delta
 from peft_cbpt.common.errors import InputError
 
 PATCH = store_cells(torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)))
@@ -40,6 +41,7 @@ TABLE = {
     "trojvqa": TrojVQA(),
     "badclip": BadCLIP(),
     "badclip, optimised, random place": BadCLIP(patch=PATCH, location="random"),
+    "perturbation": Perturbation(),
 }
 ADDITIVE = {"blended": 0.8, "sig": 1.0, "ssba": 1.0}
 SIZES = [32, 48, 64, 224]
@@ -68,7 +70,7 @@ def check_trigger(trigger, pixels, ids):
 
 
 def test_the_table_has_all_attacks():
-    assert {type(trigger) for trigger in TABLE.values()} == set(TRIGGERS.values()) and len(TRIGGERS) == 7
+    assert {type(trigger) for trigger in TABLE.values()} == set(TRIGGERS.values()) and len(TRIGGERS) == 8
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -197,6 +199,9 @@ def test_only_trojvqa_marks_captions():
         {"name": "trojvqa", "patch": "no base64!"},
         {"name": "badclip", "patch_size": 1.5},
         {"name": "badclip", "location": "left"},
+        {"name": "perturbation", "radius": 0},
+        {"name": "perturbation", "delta": "no base64!"},
+        {"name": "perturbation", "radius": 1, "delta": store_delta(torch.full((3, 2, 2), 4 / 255))},
     ],
 )
 def test_bad_configs_are_refused(config):
