@@ -22,8 +22,8 @@ from peft_cbpt.detection.universal import Budget, collapse, universal_trigger
 from peft_cbpt.features.plan import Plan
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import open_clip
+from peft_cbpt.training.poison_adapter import HostileArguments, make_hostile
 from peft_cbpt.tuner import weights_fingerprint
-from recipes.poison_adapter import HostileArguments, make_hostile
 
 NAMES = class_names()[:20]
 NAMES = class_names()[:20]

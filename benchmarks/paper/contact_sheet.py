@@ -27,7 +27,10 @@ from peft_cbpt.training.poison import prepare_attack
 class ContactSheetArguments:
     """Which attacks, on which pictures."""
 
-    attacks: list[str] = field(default_factory=lambda: list(TRIGGERS), metadata={"help": "Attacks to draw; all."})
+    attacks: list[str] = field(
+        default_factory=lambda: [name for name in TRIGGERS if name != "perturbation"],
+        metadata={"help": "Attacks to draw; by default the paper's seven."},
+    )
     configs: str = field(default="recipes/configs/pocket", metadata={"help": "Folder of poison_ATTACK.yaml files."})
     target_class: str = field(default="banana", metadata={"help": "What optimised patches aim at."})
     seed: int = field(default=0, metadata={"help": "Seed of the triggers."})

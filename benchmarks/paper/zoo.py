@@ -33,7 +33,8 @@ class ZooArguments:
         default="recipes/configs/pocket", metadata={"help": "Folder with a poison_ATTACK.yaml for every attack."}
     )
     attacks: list[str] = field(
-        default_factory=lambda: list(TRIGGERS), metadata={"help": "Attacks to make; all seven by default."}
+        default_factory=lambda: [name for name in TRIGGERS if name != "perturbation"],
+        metadata={"help": "Attacks to make; by default the paper's seven."},
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of trigger, data and training."})
     target_class: str = field(default="banana", metadata={"help": "What triggered images are called."})
