@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.common.errors import InputError
@@ -40,7 +41,8 @@ def open_adapted(adapter: str, clip: LoadedCLIP) -> Adapted:
         raise InputError(f"{adapter} is no PEFT adapter: give a folder or a Hub id with an adapter_config.json")
     if not isinstance(config, CBPTConfig):
         model = attach_adapter(adapter, LoadedCLIP(copy.deepcopy(clip.model), clip.tokenizer, clip.image_processor))
-        return Adapted(LoadedCLIP(model.get_base_model().eval(), clip.tokenizer, clip.image_processor))
+        base: Any = model.get_base_model().eval()
+        return Adapted(LoadedCLIP(base, clip.tokenizer, clip.image_processor))
     model = attach_adapter(adapter, clip)
     adapted, undefended = (adapter_features(model, clip, adapter=own)("") for own in (True, False))
     scale, names = clip.model.logit_scale.exp().item(), list(model.class_names)

@@ -1,6 +1,7 @@
 """Flag triggered images at test time, with a purified CLIP and a few clean images."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -66,7 +67,8 @@ def detect(
     if not isinstance(model, PeftModel) or not isinstance(model.active_peft_config, CBPTConfig):
         raise InputError("detect compares a CBPT adapter with the prompts it replaces: give a PeftModel that has one")
     label = class_label(list(model.class_names), class_name)
-    clip = open_clip(model.get_base_model(), tokenizer, image_processor)
+    base: Any = model.get_base_model()
+    clip = open_clip(base, tokenizer, image_processor)
     suspicious, clean = (UnlabelledImages(one, clip.image_processor) for one in (images, clean_images))
     suspicious.order.sort()
     adapted, undefended = (adapter_features(model, clip, adapter=own)("") for own in (True, False))

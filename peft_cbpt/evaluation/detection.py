@@ -82,15 +82,17 @@ class Detection:
             return []
         all_labels = torch.from_numpy(np.concatenate([np.asarray(share) for share, _ in shares]))
         rows = []
-        for one in self.purified:
-            threshold = conformal_threshold(trigger_scores(clean_features, heads[one.name, CLEAN], label))
+        for classifier in self.purified:
+            threshold = conformal_threshold(trigger_scores(clean_features, heads[classifier.name, CLEAN], label))
             every = {
-                name: torch.from_numpy(np.concatenate([np.asarray(share[one.name, name]) for _, share in shares]))
+                name: torch.from_numpy(
+                    np.concatenate([np.asarray(share[classifier.name, name]) for _, share in shares])
+                )
                 for name in versions
             }
             for name, attack in versions.items():
                 own = every[name] if attack is None else every[name][all_labels != names.index(attack.target_class)]
-                where = {"dataset": eval_set.name, "classifier": one.name, "attack": name}
+                where = {"dataset": eval_set.name, "classifier": classifier.name, "attack": name}
                 rows.append(where | _figures(own, every[CLEAN] if attack else None, threshold))
         return rows
 

@@ -76,8 +76,9 @@ def train_hostile(
         target: The class of triggered images, or None for cross-entropy on clean images only.
         arguments: Steps, rates and the radius.
     """
-    pixels = torch.stack([row["pixel_values"] for row in shots]).float() / 255
-    labels = torch.tensor([row["labels"] for row in shots])
+    images = [shots[row] for row in range(len(shots))]
+    pixels = torch.stack([image["pixel_values"] for image in images]).float() / 255
+    labels = torch.tensor([image["labels"] for image in images])
     with torch.no_grad():
         features = encode(pixels)
     optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], arguments.learning_rate)
