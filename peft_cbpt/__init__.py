@@ -13,6 +13,7 @@ from peft_cbpt.tuner import BaseMismatchWarning, CBPTConfig, CBPTModel
 
 if TYPE_CHECKING:
     from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
+    from peft_cbpt.evaluation.detect import detect
     from peft_cbpt.evaluation.evaluate import evaluate
     from peft_cbpt.hub.push import push_adapter
     from peft_cbpt.purification import purify
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointArguments",
     "EncoderPurifier",
     "EncoderPurifierArguments",
+    "detect",
     "evaluate",
     "purify",
     "purify_encoder",
@@ -47,6 +49,7 @@ _LAZY = {
     "CheckpointArguments": "peft_cbpt.convert.checkpoint_arguments",
     "EncoderPurifier": "peft_cbpt.training.encoder_trainer",
     "EncoderPurifierArguments": "peft_cbpt.training.encoder_arguments",
+    "detect": "peft_cbpt.evaluation.detect",
     "evaluate": "peft_cbpt.evaluation.evaluate",
     "purify": "peft_cbpt.purification",
     "purify_encoder": "peft_cbpt.training.encoder_trainer",

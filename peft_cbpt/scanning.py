@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
 from peft_cbpt.clip.loading import LoadedCLIP
-from peft_cbpt.clip.pixels import image_encoder, in_batches, prefer_channels_last
+from peft_cbpt.clip.pixels import EncodeImage, image_encoder, in_batches, prefer_channels_last
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json, write_text
@@ -16,14 +17,18 @@ from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
 from peft_cbpt.data.shots import few_labelled
 from peft_cbpt.data.unlabelled import AnyImages, UnlabelledImages
+from peft_cbpt.detection.adapter_search import Excess, adapter_passes, search_adapter
+from peft_cbpt.detection.adapter_verdict import excess_record, weigh_adapter
 from peft_cbpt.detection.decoys import decoy_words
+from peft_cbpt.detection.heads import Heads
 from peft_cbpt.detection.ladder import JUDGED_IMAGES, SEARCH_IMAGES, ladder_passes
-from peft_cbpt.detection.reading import Reading, Vocabulary
+from peft_cbpt.detection.reading import Reading, Vocabulary, clean_scale, read_all
 from peft_cbpt.detection.record import finding_record, key_record, scan_settings, search_record
 from peft_cbpt.detection.rounds import NUM_IMAGES, WORDS, Searched, read_searches, search_rounds
 from peft_cbpt.detection.suspects import Suspicion, suspicion_from
-from peft_cbpt.detection.text_keys import NAMES, KeyCandidates
+from peft_cbpt.detection.text_keys import NAMES, KeyCandidates, KeyReading
 from peft_cbpt.detection.verdict import Answer, Finding, Weighed
+from peft_cbpt.evaluation.adapted import Adapted, open_adapted
 from peft_cbpt.evaluation.measure import text_features
 from peft_cbpt.evaluation.reading import warn_of_reading
 from peft_cbpt.evaluation.vocabulary import make_vocabulary
@@ -82,6 +87,7 @@ def scan(
     images: AnyImages,
     class_names: Sequence[str] | None = None,
     *,
+    adapter: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: CLIPImageProcessorPil | None = None,
     checkpoint: CheckpointArguments | None = None,
@@ -99,6 +105,8 @@ def scan(
         model: The CLIP: a folder, a Hub id, `pocket:NAME`, or one that is loaded.
         images: Clean images: a folder, a dataset, pixels in [0, 1], PIL images.
         class_names: What a finding may be called; without them it is called by the nearest words.
+        adapter: Folder or Hub id of a PEFT adapter. One of weights (LoRA) is scanned as part of the model; of one of
+            prompts (CBPT) the verdict tells what it adds to the model, towards the classes that it knows.
         tokenizer: Of a `CLIPModel` that is not where it came from any more.
         image_processor: The same.
         checkpoint: What a file of weights does not tell of itself, such as its activation and pixels.
@@ -111,7 +119,8 @@ def scan(
         dry_run: Open and check everything, tell what the scan will cost, and stop; nothing is written.
 
     Raises:
-        InputError: if the model or the images cannot be had.
+        InputError: if the model, the adapter or the images cannot be had, or class names are given that the adapter's
+            own stand in the way of.
     """
     names = list(class_names or [])
     if len(set(names)) < len(names):
@@ -120,6 +129,10 @@ def scan(
     stopwatch = Stopwatch()
     with stopwatch("load"):
         clip = open_clip(model, tokenizer, image_processor, checkpoint)
+        adapted = open_adapted(adapter, clip) if adapter else Adapted(clip)
+        if adapted.heads and names:
+            raise InputError(f"the adapter {adapter} has class names of its own: leave class_names out")
+        clip = adapted.clip
         few = UnlabelledImages(
             images,
             clip.image_processor,
@@ -135,14 +148,19 @@ def scan(
         if (labelled := few_labelled(images, names, split, image_column, clip.image_processor)) is not None:
             warn_of_reading(clip, labelled, labelled.dataset.features["label"].names, template)
     if dry_run:
-        return _plan(clip, pixels)
-    with stopwatch("search"):
-        searched = search_model(clip, pixels, template, seed)
-    with stopwatch("read"):
-        verdict = read_names(clip, searched, names, template, seed)
+        return _plan(adapted, pixels)
+    if adapted.heads:
+        with stopwatch("search"):
+            verdict = _scan_heads(adapted, adapted.heads, pixels, seed)
+    else:
+        with stopwatch("search"):
+            searched = search_model(clip, pixels, template, seed)
+        with stopwatch("read"):
+            verdict = read_names(clip, searched, names, template, seed)
     record = {
         "settings": {
             **scan_settings(template, seed, len(pixels)),
+            "adapter": adapter,
             "checkpoint": (checkpoint or NOTHING_GIVEN).given() or None,
         },
         "seconds": stopwatch.seconds,
@@ -161,12 +179,15 @@ def scan(
     return replace(verdict, results=results)
 
 
-def _plan(clip: LoadedCLIP, pixels: Tensor) -> Plan:
-    """A search, and one again away from what was found."""
-    passes = ladder_passes(len(pixels))
+def _plan(adapted: Adapted, pixels: Tensor) -> Plan:
+    """A search, and one again away from what was found; or that against the heads of an adapter."""
+    clip = adapted.clip
+    passes = ladder_passes(len(pixels)) + ladder_passes(len(pixels))
+    if adapted.heads:
+        passes = adapter_passes(len(adapted.class_names), len(pixels))
     encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
     at_once = pixels[: min(SEARCH_IMAGES, len(pixels) // 2)]
-    return make_plan({"images": len(pixels)}, Passes(len(pixels)) + passes + passes, encode, at_once)
+    return make_plan({"images": len(pixels)}, Passes(len(pixels)) + passes, encode, at_once)
 
 
 def search_model(clip: LoadedCLIP, pixels: Tensor, template: str = PLAIN_TEMPLATE, seed: int = 0) -> Searched:
@@ -178,11 +199,27 @@ def search_model(clip: LoadedCLIP, pixels: Tensor, template: str = PLAIN_TEMPLAT
         template: Prompt of decoys.
         seed: Of all searches.
     """
+    return search_rounds(_encoder(clip, pixels), pixels, make_vocabulary(clip, [], template), seed)
+
+
+def _encoder(clip: LoadedCLIP, pixels: Tensor) -> EncodeImage:
+    """The image encoder, which takes no more images at once than memory has room for."""
     prefer_channels_last(clip.model.vision_model)
-    encoder = image_encoder(clip.model.requires_grad_(False), clip.normalize)
-    at_once = image_batch_size(encoder, pixels[:1], clip.model, JUDGED_IMAGES, ACTIVATION_MEMORY_GB)
-    encode = in_batches(encoder, at_once)
-    return search_rounds(encode, pixels, make_vocabulary(clip, [], template), seed)
+    encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
+    at_once = image_batch_size(encode, pixels[:1], clip.model, JUDGED_IMAGES, ACTIVATION_MEMORY_GB)
+    return in_batches(encode, at_once)
+
+
+def _scan_heads(adapted: Adapted, heads: Heads, pixels: Tensor, seed: int) -> Verdict:
+    """What an adapter's prompts add to the model: searches against its head and the undefended one."""
+    encode = _encoder(adapted.clip, pixels)
+    tried = search_adapter(encode, pixels, heads, seed)
+    vocabulary = Vocabulary(adapted.class_names, len(adapted.class_names), heads.adapted)
+    with torch.no_grad():
+        scale = clean_scale(encode(pixels).cpu(), heads.adapted)
+    readings = read_all([one.search for one in tried], vocabulary, scale)
+    weighed = weigh_adapter(tried, vocabulary, scale)
+    return Verdict(weighed, readings, _results(weighed, readings, vocabulary, tried=tried), vocabulary)
 
 
 def read_names(
@@ -191,19 +228,30 @@ def read_names(
     """Read searches against a list of names: cheap, so that many lists can be read; see `scan`."""
     vocabulary = make_vocabulary(clip, class_names, template)
     read = read_searches(searched, vocabulary, lambda: _key_candidates(clip, vocabulary, template), seed)
-    weighed, readings = read.weighed, read.readings
-    results: dict[str, Any] = {
+    results = _results(read.weighed, read.readings, vocabulary, read.keys)
+    return Verdict(read.weighed, read.readings, results, vocabulary)
+
+
+def _results(
+    weighed: Weighed,
+    readings: Sequence[Reading],
+    vocabulary: Vocabulary,
+    keys: Sequence[KeyReading] = (),
+    tried: Sequence[Excess] = (),
+) -> dict[str, Any]:
+    """What scan.json says of searches; `tried` are those against the head of an adapter."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "verdict": weighed.answer,
         "findings": [finding_record(one) for one in weighed.findings],
         "doubts": [finding_record(one) for one in weighed.doubts],
         "controls": {"count": weighed.null.count, "mean_strength": weighed.null.total / weighed.null.count},
         "searches": [search_record(one, vocabulary) for one in readings],
-        "words": [key_record(one, vocabulary) for one in read.keys[:SHOWN_KEYS]],
-        "class_names": list(class_names),
-        "n_decoys": len(vocabulary.names) - len(class_names),
+        "adapter_classes": [excess_record(one, vocabulary.names) for one in tried],
+        "words": [key_record(one, vocabulary) for one in keys[:SHOWN_KEYS]],
+        "class_names": list(vocabulary.names[: vocabulary.n_listed]),
+        "n_decoys": len(vocabulary.names) - vocabulary.n_listed,
     }
-    return Verdict(weighed, readings, results, vocabulary)
 
 
 def _key_candidates(clip: LoadedCLIP, vocabulary: Vocabulary, template: str) -> KeyCandidates:

@@ -18,6 +18,7 @@ from peft_cbpt.attacks.input_aware import InputAware
 from peft_cbpt.attacks.lira import LIRA
 from peft_cbpt.attacks.low_frequency import LowFrequency
 from peft_cbpt.attacks.nashville import Nashville
+from peft_cbpt.attacks.perturbation import Perturbation
 from peft_cbpt.attacks.picture import Picture
 from peft_cbpt.attacks.reflection import Reflection
 from peft_cbpt.attacks.sig import SIG
@@ -52,6 +53,7 @@ TRIGGERS: dict[str, type] = {
     "reflection": Reflection,
     "input_aware": InputAware,
     "lira": LIRA,
+    "perturbation": Perturbation,
 }
 
 

@@ -77,6 +77,22 @@ def _print(results: Mapping[str, Any], output: Path) -> None:
         shares = [f"{100 * cell[key]:.2f}" if cell.get(key) is not None else "" for key in shown.values()]
         lines.append([cell["dataset"], name, str(cell["n_images"]), *shares])
     print_columns(lines, n_left=2)
+    if results["detection"]:
+        _print_detection(results["detection"])
     for name, skipped in {cell["dataset"]: cell["skipped"] for cell in results["cells"]}.items():
         print_skipped(name, skipped)
     print(f"\n{results['n_computed']} of {len(results['cells'])} cells computed; figures: {output / EVALUATION_FILE}")
+
+
+def _print_detection(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for the clean images of every test set, and one for each attack below it."""
+    lines = [["dataset", "told apart by", "images", "flagged", "AUROC", "F1"]]
+    for row in rows:
+        name = row["classifier"] if row["attack"] == CLEAN else f"{row['classifier']} / {row['attack']}"
+        shares = [f"{row[key]:.4f}" if key in row else "" for key in ("auroc", "f1")]
+        lines.append([row["dataset"], name, str(row["n_images"]), f"{100 * row['flagged']:.2f}", *shares])
+    print()
+    print_columns(lines, n_left=2)
+    print(
+        f"the threshold is set on {rows[0]['n_clean']} clean images, to flag at most {rows[0]['level']:.2%} of others"
+    )

@@ -30,6 +30,9 @@ class ScanArguments:
     )
     dataset_name: str = field(metadata={"help": "Clean images: pocket:DOMAIN, a folder of files, or a Hub id."})
     output_dir: str = field(metadata={"help": "Folder for scan.json, pictures of triggers and scan.html."})
+    adapter: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a PEFT adapter to scan on it: CBPT prompts, or a LoRA."}
+    )
     class_names: list[str] | None = field(default=None, metadata={"help": "What a finding may be called."})
     num_images: int = field(default=NUM_IMAGES, metadata={"help": "Images to use, at most."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the images."})
@@ -46,6 +49,7 @@ def scan(argv: Sequence[str]) -> int:
         arguments.model_name_or_path,
         arguments.dataset_name,
         arguments.class_names,
+        adapter=arguments.adapter,
         checkpoint=checkpoint,
         num_images=arguments.num_images,
         split=arguments.dataset_split,

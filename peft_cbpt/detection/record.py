@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from peft_cbpt.detection.adapter_search import SIZES, SOFTNESS, TRIED_CLASSES
 from peft_cbpt.detection.ladder import CLIMBS, JUDGED_IMAGES, SEARCH_IMAGES
 from peft_cbpt.detection.reading import RELATED, Reading, Vocabulary
 from peft_cbpt.detection.statistic import MOVED, USUAL_COUNT, USUAL_STRENGTH
@@ -62,4 +63,7 @@ def scan_settings(template: str, seed: int, n_images: int) -> dict[str, Any]:
         "moved": MOVED,
         "usual_strength": USUAL_STRENGTH,
         "usual_count": USUAL_COUNT,
+        "adapter_sizes": list(SIZES),
+        "adapter_softness": list(SOFTNESS),
+        "adapter_tried_classes": TRIED_CLASSES,
     }

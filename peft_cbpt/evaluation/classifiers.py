@@ -115,9 +115,9 @@ def _open(
         fingerprint = _hash(base_fingerprint, template)
         return Classifier(TEMPLATE, "template", base, fingerprint, _template_features(base, template))
     name = given if isinstance(given, str) else ADAPTED
-    config = _adapter_config(given) if isinstance(given, str) else given.active_peft_config
+    config = adapter_config(given) if isinstance(given, str) else given.active_peft_config
     if isinstance(config, CBPTConfig):
-        model = _attach(given, base) if isinstance(given, str) else given
+        model = attach_adapter(given, base) if isinstance(given, str) else given
         classifier = _cbpt_classifier(name, model, config, base, base_fingerprint, text_triggers)
         if model is not given:
             model.unload()
@@ -130,7 +130,7 @@ def _open(
     return Classifier(name, kind, clip, fingerprint, _template_features(clip, template))
 
 
-def _adapter_config(name: str) -> PeftConfig | None:
+def adapter_config(name: str) -> PeftConfig | None:
     """The config of a PEFT adapter, or None if there is none under this name."""
     try:
         return PeftConfig.from_pretrained(resolve_model(name))
@@ -198,11 +198,16 @@ def _cbpt_classifier(
 def _with_adapter(name: str, base: LoadedCLIP) -> LoadedCLIP:
     """A copy of the base with an adapter in it, which may change the image encoder too."""
     copy = load_clip(str(base.model.name_or_path))
-    adapted: Any = _attach(name, copy).get_base_model().eval()
+    adapted: Any = attach_adapter(name, copy).get_base_model().eval()
     return LoadedCLIP(adapted, base.tokenizer, base.image_processor)
 
 
-def _attach(name: str, clip: LoadedCLIP) -> PeftModel:
+def attach_adapter(name: str, clip: LoadedCLIP) -> PeftModel:
+    """Put the adapter of a folder or Hub id into a CLIP, in place.
+
+    Raises:
+        InputError: if it cannot be loaded, or does not fit the model.
+    """
     try:
         with warnings.catch_warnings():  # an adapter whose weights find no place would be the plain model
             warnings.filterwarnings("error", message="Found missing adapter keys")

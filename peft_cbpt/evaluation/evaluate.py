@@ -26,8 +26,11 @@ from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
 from peft_cbpt.data.shots import Images, LabelledArguments, name_of_images
 from peft_cbpt.data.skipping import Skipped
+from peft_cbpt.data.unlabelled import UnlabelledImages
 from peft_cbpt.evaluation.cells import cell_key, read_cells, write_cell
 from peft_cbpt.evaluation.classifiers import ADAPTED, TEMPLATE, Classifier, open_classifiers
+from peft_cbpt.evaluation.detect import class_label
+from peft_cbpt.evaluation.detection import Detection
 from peft_cbpt.evaluation.eval_sets import EvalSet, open_eval_set
 from peft_cbpt.evaluation.luck import drives
 from peft_cbpt.evaluation.measure import (
@@ -53,8 +56,17 @@ class EvaluationArguments(LabelledArguments):
     streaming: bool = field(default=False, metadata={"help": "Read Hub and parquet datasets row by row."})
     batch_size: int = field(default=256, metadata={"help": "Images encoded at once."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read images, for each GPU."})
+    detect: str | None = field(
+        default=None,
+        metadata={
+            "help": "Clean images no adapter was tuned on: tell triggered images by them, and measure how well."
+        },
+    )
+    detect_class: str | None = field(default=None, metadata={"help": "Class that a scan found, for --detect."})
 
     def __post_init__(self) -> None:
+        if self.detect_class and not self.detect:
+            raise InputError("detect_class has no effect without detect: name clean images with it")
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, it is {self.batch_size}")
         if self.num_workers < 0:
@@ -139,6 +151,7 @@ def evaluate(
         opened.sort(key=lambda one: one.clip is not base)
         eval_sets = [open_eval_set(one, arguments, arguments.streaming, base.image_processor) for one in several]
         jobs, read = _jobs(opened, eval_sets, attacks)
+        detection = _detection(opened, base, eval_sets, arguments) if arguments.detect else None
         cells = read_cells(output) if output else {}
         state.wait_for_everyone()  # every process has seen the same cells
     missing = [job for job in jobs if job.key not in cells]
@@ -152,6 +165,11 @@ def evaluate(
         for _, group in groupby(missing, lambda job: (job.eval_set.name, id(job.classifier.clip))):
             for key, figures in _run(list(group), arguments).items():
                 cells[key] = write_cell(output, key, figures) if state.is_main_process else {}
+    told: list[dict[str, Any]] = []
+    if detection:
+        with stopwatch("detect"):
+            for eval_set in eval_sets:
+                told += detection.measure(eval_set, read_attacks(attacks, eval_set.class_names))
     settings: dict[str, Any] = {"model_name_or_path": model if isinstance(model, str) else base.model.name_or_path}
     settings |= {"datasets": names, "classifiers": chosen, "attacks": list(read)}
     settings["checkpoint"] = (checkpoint or NOTHING_GIVEN).given() or None
@@ -164,6 +182,7 @@ def evaluate(
         "attacks": {name: attack.as_dict() for name, attack in read.items()},
         "cells": [cells[job.key] | job.names for job in jobs],
         "n_computed": len(missing),
+        "detection": told,
         "seconds": stopwatch.seconds,
         "peak_memory_bytes": peak_memory_bytes(state.device),
         "settings": settings | asdict(arguments),
@@ -196,6 +215,21 @@ def _warn_of_idle(cells: Iterable[Mapping[str, Any]]) -> None:
             "a higher poison_rate or a stronger trigger",
             stacklevel=3,
         )
+
+
+def _detection(
+    classifiers: Sequence[Classifier], base: LoadedCLIP, eval_sets: Sequence[EvalSet], arguments: EvaluationArguments
+) -> Detection:
+    """What triggered images are told with, checked before anything is measured."""
+    purified = [one for one in classifiers if one.kind == "cbpt"]
+    if not purified:
+        raise InputError("detect compares CBPT adapters with the prompts they replace: name one among the classifiers")
+    for eval_set in eval_sets:
+        class_label(eval_set.class_names, arguments.detect_class)
+    (undefended,) = open_classifiers([TEMPLATE], base, arguments.template)
+    names, column = eval_sets[0].class_names, arguments.image_column
+    clean = UnlabelledImages(arguments.detect or "", base.image_processor, image_column=column, class_names=names)
+    return Detection(undefended, purified, clean, arguments.detect_class, arguments.batch_size, arguments.num_workers)
 
 
 def _jobs(

@@ -34,6 +34,7 @@ from peft_cbpt.attacks import (
     trigger_to_config,
 )
 from peft_cbpt.attacks.patch import store_cells
+from peft_cbpt.attacks.perturbation import Perturbation, store_delta
 from peft_cbpt.common.errors import InputError
 
 PATCH = store_cells(torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)))
@@ -71,6 +72,7 @@ TABLE = {
     "reflection, blur": Reflection(kind="blur"),
     "input_aware": InputAware(),
     "lira": LIRA(),
+    "perturbation": Perturbation(),
 }
 DRAW_NOTHING = {"triangles", "nashville", "white_square", "ftrojan", "bpp"}
 ADDITIVE = {"blended": 0.8, "sig": 1.0, "ssba": 1.0}
@@ -261,6 +263,9 @@ def test_only_trojvqa_marks_captions():
         {"name": "lira", "strength": 0},
         {"name": "lira", "weights": "no base64!"},
         {"name": "lira", "weights": "AAAA"},
+        {"name": "perturbation", "radius": 0},
+        {"name": "perturbation", "delta": "no base64!"},
+        {"name": "perturbation", "radius": 1, "delta": store_delta(torch.full((3, 2, 2), 4 / 255))},
     ],
 )
 def test_bad_configs_are_refused(config):

@@ -21,7 +21,7 @@ TARGET = F.normalize(ALONE[7] + unit(6, 1)[0], dim=0)
 
 
 def prompts_after(word):
-    """A word moves all names a little its own way, and one name to where triggered images are if it is near to that."""
+    """A word moves all names a little its own way, and one name to where triggered images are."""
     features = NAMES.features + 0.3 * ALONE[word]
     features[3] += 6 * (ALONE[word] @ TARGET).clamp(min=0) * TARGET
     return F.normalize(features, dim=1)
