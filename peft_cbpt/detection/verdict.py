@@ -28,8 +28,9 @@ class Finding:
         name: Of the user's classes; None where the nearest name is none of theirs.
         words: The nearest names or words, the nearest first.
         kind: Family of the strongest trigger.
-        score: The second largest strength of the searches that name it: one may come near anything by chance. Between
-            0 and 1; see `reading.Reading`.
+        score: Of the strongest search of every kind of trigger that names it, the second largest strength: one may
+            come near anything by chance, and patches at two places find the same thing. Of a doubt, the second
+            largest of all searches. Between 0 and 1; see `reading.Reading`.
         false_alarm_rate: How often a model without a backdoor comes to this score, under the null.
         rms: The smallest size (root mean square change of a pixel's channel, in [0, 1]) of half the largest.
         success_rate: Share of judged images that the strongest trigger brings nearest to it.
@@ -81,14 +82,18 @@ def weigh(readings: Sequence[Reading], vocabulary: Vocabulary) -> Weighed:
     """
     related = vocabulary.related()
     moved = [reading for reading in readings if reading.reach >= MOVED]
-    groups = sorted(_groups(moved, related), key=_score, reverse=True)
+    groups = sorted(_groups(moved, related), key=score_of_kinds, reverse=True)
     for n_targets in range(min(MOST_TARGETS, len(groups)), -1, -1):
         null = null_of(_without(moved, groups[:n_targets]))
-        found = [_finding(one, null, len(groups), vocabulary, related) for one in groups[:n_targets]]
+        found = [
+            _finding(one, score_of_kinds(one), null, len(groups), vocabulary, related) for one in groups[:n_targets]
+        ]
         if all(one.false_alarm_rate <= FALSE_ALARMS for one in found):
             break
     doubts = [
-        _finding(one, null_of(_without(moved, [*groups[:n_targets], one])), len(groups), vocabulary, related)
+        _finding(
+            one, _score(one), null_of(_without(moved, [*groups[:n_targets], one])), len(groups), vocabulary, related
+        )
         for one in groups[n_targets:]
     ]
     least = min((one.false_alarm_rate for one in [*found, *doubts]), default=1.0)
@@ -103,6 +108,16 @@ def _surest_first(findings: Sequence[Finding]) -> list[Finding]:
 def _score(group: Sequence[Reading]) -> float:
     """The second largest strength."""
     return sorted(reading.strength for reading in group)[-2]
+
+
+def score_of_kinds(group: Sequence[Reading]) -> float:
+    """The second largest of the strongest of every kind, 0 of one kind alone; grey and coloured patterns are two."""
+    strongest: dict[tuple[type, bool], float] = {}
+    for reading in group:
+        kind = reading.search.trigger.kind
+        which = type(kind), getattr(kind, "grey", False)
+        strongest[which] = max(strongest.get(which, 0.0), reading.strength)
+    return sorted([0.0, *strongest.values()])[-2]
 
 
 def _without(readings: Sequence[Reading], groups: Sequence[Sequence[Reading]]) -> list[Reading]:
@@ -125,15 +140,17 @@ def _groups(readings: Sequence[Reading], related: Tensor) -> list[list[Reading]]
     return groups
 
 
-def _finding(group: Sequence[Reading], null: Null, n_groups: int, vocabulary: Vocabulary, related: Tensor) -> Finding:
+def _finding(
+    group: Sequence[Reading], score: float, null: Null, n_groups: int, vocabulary: Vocabulary, related: Tensor
+) -> Finding:
     best = max(group, key=lambda one: one.strength)
     name, words = nearest_words(best, vocabulary, related)
     return Finding(
         name,
         words,
         best.search.family,
-        _score(group),
-        null.false_alarm_rate(_score(group), n_groups),
+        score,
+        null.false_alarm_rate(score, n_groups),
         min(one.search.size for one in group if one.strength >= best.strength / 2),
         best.success,
         len(group),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peft_cbpt.detection.families import ImageWide, Patch, Warp
+from peft_cbpt.detection.families import ImageWide, Patch, Pattern, Warp
 from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.detection.ladder import Search
 from peft_cbpt.detection.reading import Reading, Vocabulary, read_all
@@ -27,7 +27,8 @@ def search_towards(direction, part=0.9, number=0, seed=0):
     generator = torch.Generator().manual_seed(seed)
     clean = F.normalize(torch.randn(16, DIM, generator=generator), dim=1)
     features = F.normalize((1 - part) * clean + part * direction, dim=1)
-    return Search("image-wide", number, FoundTrigger(ImageWide(0.036), torch.zeros(3, 4, 4)), features, clean)
+    kind = (ImageWide(0.036), Patch(0.1), Pattern(0.1))[seed % 3]
+    return Search("image-wide", number, FoundTrigger(kind, torch.zeros(3, 4, 4)), features, clean)
 
 
 def random_searches(n, seed=1):
@@ -58,6 +59,14 @@ def test_one_search_alone_accuses_nobody():
     names = vocabulary()
     result = weighed([*random_searches(16), search_towards(names.features[7])], names)
     assert result.answer == "clean"
+
+
+def test_triggers_of_one_kind_are_a_doubt_at_most():
+    """Patches at two places may find the same natural thing."""
+    names = vocabulary()
+    patches = [search_towards(names.features[7], seed=seed) for seed in (1, 4, 7)]
+    result = weighed([*random_searches(16), *patches], names)
+    assert result.answer == "unsure" and [one.name for one in result.doubts] == ["name 7"]
 
 
 def test_two_targets_are_two_findings():
