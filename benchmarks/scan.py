@@ -104,14 +104,14 @@ def store_searches(file: Path, model: str, arguments: ScanBenchmarkArguments) ->
 
 def load_searches(file: Path) -> tuple[dict[str, Any], list[Search]]:
     """What `store_searches` kept: features and words, and the searches."""
-    kinds = {climb.family: climb.kind for climb in CLIMBS}
+    kinds = {(climb.family, climb.number): climb.kind for climb in CLIMBS}
     with safe_open(str(file), "pt") as kept:
         about = kept.metadata()
         searches = [
             Search(
                 family,
                 number,
-                FoundTrigger(sized(kinds[family], size), kept.get_tensor(f"m{place}").float()),
+                FoundTrigger(sized(kinds[family, number], size), kept.get_tensor(f"m{place}").float()),
                 kept.get_tensor(f"f{place}").float(),
                 kept.get_tensor(f"c{place}").float(),
             )
