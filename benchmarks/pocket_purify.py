@@ -1,4 +1,4 @@
-"""Purify the pocket CLIP with each configuration and seed, and print the README's table.
+"""Purify the pocket CLIP with each configuration and seed, and the pocket SigLIP, and print the tables of README and models.
 
     python benchmarks/pocket_purify.py
 
@@ -20,6 +20,7 @@ CONFIGS = {
     "the paper's numbers read literally (runner-up; l2 6/255, raw gradient)": "purify_literal",
     "default (suspected target), the demo": "purify",
 }
+SIGLIP = {"default, 20 classes": "purify_siglip"}
 SEEDS = (0, 1, 2)
 KEPT = (
     "date",
@@ -62,8 +63,15 @@ def figures(cells: list[dict], moment: str) -> str:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    cells = {label: [cell(config, seed) for seed in SEEDS] for label, config in CONFIGS.items()}
-    print("| pocket CLIP, BadNet | clean accuracy | attack success | accuracy under trigger |")
+    print_table("pocket CLIP, BadNet", CONFIGS)
+    print()
+    print_table("pocket SigLIP, BadNet", SIGLIP)
+
+
+def print_table(title: str, configs: dict[str, str]) -> None:
+    """The cells of some configurations as a Markdown table; those that are missing are run."""
+    cells = {label: [cell(config, seed) for seed in SEEDS] for label, config in configs.items()}
+    print(f"| {title} | clean accuracy | attack success | accuracy under trigger |")
     print("|---|---|---|---|")
     first = next(iter(cells.values()))
     print(f"| no defence | {figures(first, 'before')} |")

@@ -135,8 +135,8 @@ def openai_code() -> ModuleType:
 
 
 def openai_model(name: str, device: str = "meta") -> torch.nn.Module:
-    """OpenAI's model of a recognised architecture with random weights, in eval mode."""
-    shapes = ARCHITECTURES[name]
+    """OpenAI's model of a recognised architecture with random weights, in eval mode; OpenCLIP's have other heads."""
+    shapes = (ARCHITECTURES | OPEN_CLIP)[name]
     depths = shapes.depths if shapes.patch_size == 0 else shapes.depths[0]
     with torch.device("meta"):
         model = openai_code().CLIP(
@@ -151,6 +151,11 @@ def openai_model(name: str, device: str = "meta") -> torch.nn.Module:
             shapes.text_width // 64,
             shapes.text_depth,
         )
+    if name in OPEN_CLIP:
+        for block in [*model.visual.transformer.resblocks, *model.transformer.resblocks]:
+            block.mlp.gelu = torch.nn.GELU()
+        for block in model.visual.transformer.resblocks:
+            block.attn.num_heads, block.attn.head_dim = shapes.width // shapes.head_width, shapes.head_width
     if device == "meta":
         return model
     model.load_state_dict(random_weights(model.state_dict()), assign=True)

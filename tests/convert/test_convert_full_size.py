@@ -81,3 +81,22 @@ def test_features_equal_those_of_openais_code(name):
     back = to_openai(ours.state_dict())
     for key, value in checkpoint.weights.items():
         assert torch.equal(back[key], value), key
+
+
+@pytest.mark.long
+@torch.no_grad()
+def test_features_of_a_huge_one_equal_those_of_openais_code_with_its_heads_and_activation():
+    theirs = openai_model("ViT-H/14", "cpu")
+    ours = build_model(checkpoint_of(theirs.state_dict(), "gelu"))
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 986_109_441
+    assert ours.config.vision_config.num_attention_heads == 16
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(1, 3, 224, 224, generator=generator)
+    ids = torch.randint(1, 49406, (1, 77), generator=generator)
+    ids[:, -1] = 49407
+    for found, expected in (
+        (ours.get_image_features(pixel_values=pixels), theirs.encode_image(pixels)),
+        (ours.get_text_features(input_ids=ids), theirs.encode_text(ids)),
+    ):
+        assert expected.std() > 0.01
+        torch.testing.assert_close(found.pooler_output, expected, rtol=0, atol=1e-4)
