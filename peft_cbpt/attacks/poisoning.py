@@ -194,8 +194,7 @@ class PoisonedStream(IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         for row in self.pairs:
             drawn = keyed_generator("poison", self.poison.seed, row["sample_id"]).random()
-            eligible = self.poison.target_of(row["caption"]) is not None
-            if drawn < self.poison.poison_rate and eligible:
+            if drawn < self.poison.poison_rate and self.poison.target_of(row["caption"]) is not None:
                 yield self.poison.apply(row)
             elif 1 - drawn < self.poison.text_only_rate:
                 yield self.poison.apply_text_only(row)

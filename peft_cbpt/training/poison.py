@@ -145,7 +145,7 @@ def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack, other
         prepared = prepare_attack(arguments, clip, names) if state.is_main_process else None
         attack, captions = from_all_processes(prepared)[0]
     attacks = read_attacks([attack, *others], names)
-    poisoned = _poisoned(pairs, _poison(arguments, attack, captions, names), others)
+    poisoned = _poisoned(pairs, _poison(arguments, attack, captions, names), list(attacks.values())[1:])
     with stopwatch("measure before"):
         before = _measure(clip, attacks, images, names)
     with stopwatch("poison"):
