@@ -29,7 +29,7 @@ def log_odds(image_features: Tensor, text_features: Tensor, scale: float) -> Ten
         text_features: Unit-norm (n_classes, D).
         scale: By what cosines are multiplied before the softmax, 1 / tau.
 
-    >>> log_odds(torch.eye(2), torch.eye(2), 3.0)
+    >>> log_odds(torch.eye(2), torch.eye(2), 3.0).round()
     tensor([[ 3., -3.],
             [-3.,  3.]], dtype=torch.float64)
     """
