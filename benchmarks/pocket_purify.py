@@ -1,4 +1,4 @@
-"""Purify the pocket CLIP with each configuration and seed, and the pocket SigLIP, and print the tables of README and models.
+"""Purify the pocket CLIP with each configuration and seed, and the pocket SigLIP, and print two tables.
 
     python benchmarks/pocket_purify.py
 
