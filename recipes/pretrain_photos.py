@@ -6,8 +6,8 @@
 Needs what `prepare_photos.py` and `teach_photos.py` wrote. Photographs are first seen at 32 pixels, which costs a
 quarter, then at 64. About two hours on one core that computes in bf16 (76 seconds an epoch at 32 pixels, 185 at 64); a
 GPU is used when there is one. Resumes after the last epoch that it finished; with other `--epochs` than before it goes
-on under their cosine, so that the learning rate may rise once more. Writes fp16 weights, tokenizer, image processor and
-`training.json`, which tells every schedule it ran under.
+on under their cosine, so that the learning rate may rise once more. Writes fp16 weights, tokenizer, image processor
+and `training.json`, which tells every schedule it ran under.
 """
 
 import json

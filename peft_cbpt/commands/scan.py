@@ -10,8 +10,9 @@ from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import DRY_RUN, parse
 from peft_cbpt.commands.printing import print_columns
 from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
+from peft_cbpt.detection.rounds import NUM_IMAGES
 from peft_cbpt.features.plan import Plan
-from peft_cbpt.scanning import NUM_IMAGES, SCAN_FILE
+from peft_cbpt.scanning import SCAN_FILE
 from peft_cbpt.scanning import scan as run_scan
 
 PAGE = HelpPage(

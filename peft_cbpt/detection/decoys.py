@@ -24,10 +24,14 @@ def decoy_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def decoy_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """`decoy_words`, and those of ImageNet's class names whose every word is one token."""
+    """ImageNet's class names whose every word is one token; `decoy_words` for a tokenizer that knows none of them.
+
+    Words are not mixed in: many of a small vocabulary are ends of other words, and what nobody taught a text tower
+    lies anywhere, also where a target does.
+    """
     vocabulary = set(_words(tokenizer))
     known = [one.name for one in imagenet_classes() if vocabulary.issuperset(one.name.lower().split())]
-    return list(dict.fromkeys([*decoy_words(tokenizer), *known]))
+    return known or decoy_words(tokenizer)
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> list[str]:

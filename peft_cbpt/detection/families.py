@@ -254,5 +254,5 @@ def describe_kind(kind: Kind) -> dict[str, Any]:
 def kind_from(described: dict[str, Any]) -> Kind:
     """What `describe_kind` described."""
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
-    kind: Kind = KINDS[settings.pop("kind")](**settings)
+    kind: Kind = KINDS[str(settings.pop("kind"))](**settings)
     return kind

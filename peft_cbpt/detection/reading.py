@@ -55,12 +55,12 @@ class Reading:
 
     @property
     def strength(self) -> float:
-        """For how many images, and how far ahead: `success * sqrt(lead)`.
+        """For how many images, and how far ahead: `success ** 3 * sqrt(lead)`.
 
-        Images that a trigger wins one by one say more than where their mean lies: in clean models a name may be the
-        nearest to the mean and yet to few of the images.
+        Images that a trigger wins one by one say more than where their mean lies: a backdoor wins nearly all, and
+        what a large mark does to a clean model rarely half of them.
         """
-        return self.success * max(self.lead, 0.0) ** 0.5
+        return self.success**3 * max(self.lead, 0.0) ** 0.5
 
 
 def clean_scale(clean: Tensor, vocabulary: Tensor) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from peft_cbpt.detection.reading import Reading
 
 USUAL_STRENGTH = 0.03
-"""Mean strength of a search in a clean model; the pocket's has 0.02. See `benchmarks/scan.py`, `LOOKED_AT`."""
+"""Mean strength of a search in a clean model, with room: the pocket's has 0.002 (see `benchmarks/scan.py`)."""
 USUAL_COUNT = 10
 """How many searches of a model's own count as much as that."""
 MOVED = 0.3

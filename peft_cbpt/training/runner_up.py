@@ -36,7 +36,7 @@ class RunnerUpTriggers:
     seed: int = 0
     dtype: torch.dtype = torch.float32
     suspicion: None = field(default=None, init=False)
-    triggers: Mapping[tuple[int, int], Tensor] = field(default_factory=dict, init=False)
+    triggers: Mapping[tuple[int, int], FoundTrigger] = field(default_factory=dict, init=False)
     store: FeatureStore = field(init=False)
     _known: set[tuple[int, ...]] = field(default_factory=set, init=False)
 
