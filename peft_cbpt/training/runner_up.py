@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from peft_cbpt.common.processes import any_process
+from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.features.store import FeatureStore, fill, missing_anywhere
 from peft_cbpt.method.inversion import InversionSettings, invert_triggers
 from peft_cbpt.method.targets import PositiveRule, choose_positives, runner_up
