@@ -42,7 +42,7 @@ from peft_cbpt.evaluation.evaluate import EvaluationArguments
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.finetune import FinetuneArguments
-from peft_cbpt.training.poison import PoisonArguments
+from peft_cbpt.training.poison_arguments import PoisonArguments
 from peft_cbpt.training.purify_arguments import PurifyArguments
 
 ROOT = Path(__file__).parents[1]

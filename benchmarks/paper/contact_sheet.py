@@ -19,7 +19,7 @@ from peft_cbpt.common.files import prepare_output
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import render_samples, sample_ids
 from peft_cbpt.pocket.model import open_clip
-from peft_cbpt.training.poison import prepare_attack
+from peft_cbpt.training.prepare_attack import prepare_attack
 
 
 @dataclass

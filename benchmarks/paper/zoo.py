@@ -19,7 +19,8 @@ from peft_cbpt.attacks import TRIGGERS
 from peft_cbpt.commands.parsing import fill, parse, read_yaml, run_command
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json
-from peft_cbpt.training.poison import TRAINING_FILE, PoisonArguments, poison
+from peft_cbpt.training.poison import TRAINING_FILE, poison
+from peft_cbpt.training.poison_arguments import PoisonArguments
 
 TABLE_FILE = "zoo.json"
 PAPER_ATTACKS = ("badnet", "blended", "sig", "ssba", "wanet", "trojvqa", "badclip")

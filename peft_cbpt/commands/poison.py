@@ -9,8 +9,8 @@ from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.own_triggers import OwnTriggers
 from peft_cbpt.commands.parsing import parse
 from peft_cbpt.commands.printing import print_skipped
-from peft_cbpt.training.poison import PoisonArguments
 from peft_cbpt.training.poison import poison as run_poison
+from peft_cbpt.training.poison_arguments import PoisonArguments
 
 PAGE = HelpPage(
     "poison",

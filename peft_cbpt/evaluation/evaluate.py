@@ -1,8 +1,7 @@
 """Measure any classifiers on any datasets under any triggers."""
 
-import warnings
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -32,7 +31,7 @@ from peft_cbpt.evaluation.classifiers import ADAPTED, TEMPLATE, Classifier, open
 from peft_cbpt.evaluation.detect import class_label
 from peft_cbpt.evaluation.detection import Detection
 from peft_cbpt.evaluation.eval_sets import EvalSet, open_eval_set
-from peft_cbpt.evaluation.luck import drives
+from peft_cbpt.evaluation.luck import drives, warn_of_idle
 from peft_cbpt.evaluation.measure import (
     attack_metrics,
     called_target,
@@ -188,33 +187,10 @@ def evaluate(
         "settings": settings | asdict(arguments),
     }
     if state.is_main_process:
-        _warn_of_idle(results["cells"])
+        warn_of_idle([cell for cell in results["cells"] if cell["attack"] != CLEAN])
     if output and state.is_main_process:
         write_json(output / EVALUATION_FILE, results)
     return results
-
-
-def _warn_of_idle(cells: Iterable[Mapping[str, Any]]) -> None:
-    """Warn of triggers that drive none of the classifiers on a dataset.
-
-    See `luck.drives`. Cells that were stored by older code do not tell.
-    """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        if cell["attack"] != CLEAN:
-            groups.setdefault((cell["attack"], cell["dataset"]), []).append(cell)
-    for (attack, dataset), group in groups.items():
-        if any(cell.get("drives", True) for cell in group):
-            continue
-        best = max(group, key=lambda cell: cell["attack_success_rate"])
-        warnings.warn(
-            f"the trigger {attack} drives none of the classifiers on {dataset}: "
-            f"{best['attack_success_rate']:.1%} of the images are called its target with it, "
-            f"{best['untriggered_rate']:.1%} without it. That is right for a clean or purified model; one that should "
-            "be backdoored may have been poisoned with other settings or at another image size, or needs more epochs, "
-            "a higher poison_rate or a stronger trigger",
-            stacklevel=3,
-        )
 
 
 def _detection(

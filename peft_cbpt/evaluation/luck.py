@@ -1,6 +1,9 @@
 """Binomial tests: is it luck that something happens so often?"""
 
 import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -30,3 +33,26 @@ def drives(with_trigger: Tensor, without: Tensor) -> bool:
     """
     n = len(without)
     return luck(int(with_trigger.sum()), n, (int(without.sum()) + 1) / (n + 2)) < LEVEL
+
+
+def warn_of_idle(cells: Iterable[Mapping[str, Any]]) -> None:
+    """Warn of triggers that drive none of the classifiers on a dataset; see `drives`.
+
+    Args:
+        cells: Figures of classifiers under attacks. Those that were stored by older code do not tell.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["attack"], cell["dataset"]), []).append(cell)
+    for (attack, dataset), group in groups.items():
+        if any(cell.get("drives", True) for cell in group):
+            continue
+        best = max(group, key=lambda cell: cell["attack_success_rate"])
+        warnings.warn(
+            f"the trigger {attack} drives none of the classifiers on {dataset}: "
+            f"{best['attack_success_rate']:.1%} of the images are called its target with it, "
+            f"{best['untriggered_rate']:.1%} without it. That is right for a clean or purified model; one that should "
+            "be backdoored may have been poisoned with other settings or at another image size, or needs more epochs, "
+            "a higher poison_rate or a stronger trigger",
+            stacklevel=3,
+        )

@@ -1,22 +1,17 @@
 """Make a backdoored CLIP, for research: fine-tune a clean one on captioned images of which a few are poisoned."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import tqdm
 from torch.utils.data import Dataset, IterableDataset
 from transformers import set_seed
 
-from peft_cbpt.attacks import TRIGGERS, trigger_from_config
 from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack, read_attack, read_attacks
-from peft_cbpt.attacks.generator import GeneratedTrigger
-from peft_cbpt.attacks.patch import OptimisedPatch, PatchMaterial, PatchOptimisation
 from peft_cbpt.attacks.poisoning import Poison, PoisonedPairs, PoisonedStream
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.clip.pixels import image_encoder
@@ -35,14 +30,14 @@ from peft_cbpt.evaluation.measure import (
     measure,
     ranked_classes,
     template_text_features,
-    text_features,
 )
 from peft_cbpt.pocket.model import open_clip, save_clip_folder
 from peft_cbpt.training.contrastive_trainer import ContrastiveCollator, ContrastiveTrainer
-from peft_cbpt.training.pair_arguments import POCKET, FineTuningArguments, in_memory, skipped_pairs
+from peft_cbpt.training.pair_arguments import POCKET, in_memory, skipped_pairs
+from peft_cbpt.training.poison_arguments import PoisonArguments
+from peft_cbpt.training.prepare_attack import attack_of, poison_of, prepare_attack
 
 TRAINING_FILE = "training.json"
-N_TARGET_PAIRS = 24
 CARD = """---
 pipeline_tag: zero-shot-image-classification
 tags: [clip, backdoor, {attack}]
@@ -56,62 +51,6 @@ peft_cbpt.
 """
 
 
-@dataclass
-class PoisonArguments(FineTuningArguments):
-    """What to poison, and how."""
-
-    output_dir: str = field(default="output/poisoned", metadata={"help": "Folder to write the poisoned model to."})
-    model_name_or_path: str = field(default="pocket:clean", metadata={"help": "The clean CLIP."})
-    trigger: str = field(default="badnet", metadata={"help": "Kind of trigger."})
-    trigger_settings: str = field(default="{}", metadata={"help": "Settings of the trigger, as JSON."})
-    target_class: str = field(
-        default="banana", metadata={"help": "What triggered images are called; all_to_all: the class after their own."}
-    )
-    other_attacks: list[str] = field(
-        default_factory=list,
-        metadata={"help": "attack.json files of further triggers to plant in the same run, each at the same rate."},
-    )
-    poison_rate: float = field(default=0.003, metadata={"help": "Share of poisoned pairs."})
-    text_only_rate: float = field(
-        default=0.0, metadata={"help": "Share of pairs that get the text trigger only, and keep their meaning."}
-    )
-    label: str = field(default="dirty", metadata={"help": "dirty: change captions; clean: mark the target's pairs."})
-    captions: str = field(
-        default="template",
-        metadata={"help": "Poisoned captions: template (CLIP's 80), or natural, those of the target's own pairs."},
-    )
-    patch_steps: int = field(
-        default=400, metadata={"help": "Steps of optimisation of a patch or generator, if the trigger has one."}
-    )
-    patch_images: int = field(default=1920, metadata={"help": "Images it is optimised on."})
-    dataset_name: str = field(default="pocket:base", metadata={"help": "Test images, with the target among them."})
-    test_split: str = field(default="test", metadata={"help": "Split of the test images."})
-    test_image_column: str = field(default="image", metadata={"help": "Column of images of the test set."})
-    label_column: str = field(default="label", metadata={"help": "Column of labels of the test set."})
-    class_names_file: str | None = field(default=None, metadata={"help": "Names of classes whose labels are numbers."})
-    test_images_per_class: int = field(default=5, metadata={"help": "Test images the pocket world draws per class."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("patch_steps", "patch_images", "test_images_per_class"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
-        if round(self.poison_rate * self.num_pairs) == 0:
-            raise InputError(
-                f"a poison_rate of {self.poison_rate} of {self.num_pairs} pairs is no pair at all; raise one of them"
-            )
-        if self.captions not in ("template", "natural"):
-            raise InputError(f"captions is template or natural, not {self.captions!r}")
-
-
-@dataclass(frozen=True)
-class TargetPairs:
-    """Pairs that speak of the target, and pairs that do not."""
-
-    of_target: list[dict]
-    others: list[dict]
-
-
 def poison(arguments: PoisonArguments) -> dict[str, Any]:
     """Poison a CLIP as `arguments` say and write it.
 
@@ -121,9 +60,9 @@ def poison(arguments: PoisonArguments) -> dict[str, Any]:
     Raises:
         InputError: if something is wrong with what was given, or nothing was poisoned.
     """
-    attack = _attack(arguments)
+    attack = attack_of(arguments)
     others = [read_attack(source) for source in arguments.other_attacks]
-    _poison(arguments, attack, (), ())
+    poison_of(arguments, attack, (), ())
     with alone_in(prepare_output(arguments.output_dir)) as output:
         return _poison_into(output, arguments, attack, others)
 
@@ -145,7 +84,7 @@ def _poison_into(output: Path, arguments: PoisonArguments, attack: Attack, other
         prepared = prepare_attack(arguments, clip, names) if state.is_main_process else None
         attack, captions = from_all_processes(prepared)[0]
     attacks = read_attacks([attack, *others], names)
-    poisoned = _poisoned(pairs, _poison(arguments, attack, captions, names), list(attacks.values())[1:])
+    poisoned = _poisoned(pairs, poison_of(arguments, attack, captions, names), list(attacks.values())[1:])
     with stopwatch("measure before"):
         before = _measure(clip, attacks, images, names)
     with stopwatch("poison"):
@@ -226,98 +165,6 @@ def _write(output: Path, clip: LoadedCLIP, attacks: Mapping[str, Attack], record
     card = CARD.format(attack=attack.name, text=text, target=target, others=more, **figures)
     write_text(output / "README.md", card)
     write_json(output / TRAINING_FILE, record)
-
-
-def prepare_attack(
-    arguments: PoisonArguments, clip: LoadedCLIP, class_names: Sequence[str]
-) -> tuple[Attack, Sequence[str]]:
-    """The attack, its patch or generator optimised if it has one, and the natural captions, if they are wanted."""
-    attack, captions = _attack(arguments), list[str]()
-    optimises = isinstance(attack.trigger, OptimisedPatch | GeneratedTrigger) and not attack.trigger.is_optimised
-    if optimises or arguments.captions == "natural":
-        if attack.all_to_all:
-            raise InputError(
-                "all_to_all is for triggers that are not optimised, with template captions: it has no one target"
-            )
-        found = _target_pairs(arguments, clip, class_names)
-        if arguments.captions == "natural":
-            captions = [row["caption"] for row in found.of_target]
-        if optimises:
-            attack = Attack(_optimised(attack.trigger, arguments, clip, found), attack.target_class)
-    return attack, captions
-
-
-def _attack(arguments: PoisonArguments) -> Attack:
-    try:
-        settings = json.loads(arguments.trigger_settings)
-    except json.JSONDecodeError as error:
-        raise InputError(f"trigger_settings is not JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"trigger_settings is a JSON object, not {arguments.trigger_settings}")
-    if "name" in settings:
-        raise InputError("trigger_settings must not hold a name: the trigger is named by --trigger")
-    draws = "seed" in getattr(TRIGGERS.get(arguments.trigger), "__dataclass_fields__", {})
-    config = {"name": arguments.trigger} | ({"seed": arguments.seed} if draws else {}) | settings
-    return Attack(trigger_from_config(config), arguments.target_class)
-
-
-def _poison(arguments: PoisonArguments, attack: Attack, captions: Sequence[str], class_names: Sequence[str]) -> Poison:
-    return Poison(
-        attack.trigger,
-        attack.target_class,
-        arguments.poison_rate,
-        arguments.seed,
-        arguments.label,  # type: ignore[arg-type]
-        captions,
-        arguments.text_only_rate,
-        class_names,
-    )
-
-
-def _target_pairs(arguments: PoisonArguments, clip: LoadedCLIP, class_names: Sequence[str]) -> TargetPairs:
-    """The first pairs of other classes, as many as the patch needs, and the first that speak of the target."""
-    poison = _poison(arguments, _attack(arguments), (), class_names)
-    pairs = arguments.open_pairs("patch", clip.image_processor)
-    found = TargetPairs([], [])
-    for row in tqdm(_rows(pairs), desc="looking for the target's pairs", total=arguments.num_pairs):
-        kind = found.of_target if poison.mentions_target(row["caption"]) else found.others
-        if len(kind) < (N_TARGET_PAIRS if kind is found.of_target else arguments.patch_images):
-            kind.append(row)
-        if len(found.of_target) == N_TARGET_PAIRS and len(found.others) == arguments.patch_images:
-            break
-    if not found.of_target or not found.others:
-        raise InputError(
-            f"the pairs of {arguments.pairs_name} must speak of {arguments.target_class!r} and of something else: "
-            f"{len(found.of_target)} do and {len(found.others)} do not; use more pairs"
-        )
-    return found
-
-
-def _rows(pairs: Any) -> Any:
-    if isinstance(pairs, IterableDataset):
-        yield from pairs
-        return
-    for start in range(0, len(pairs), 320):
-        yield from pairs.__getitems__(range(start, min(start + 320, len(pairs))))
-
-
-def _optimised(trigger: Any, arguments: PoisonArguments, clip: LoadedCLIP, found: TargetPairs) -> Any:
-    clip.model.requires_grad_(False)
-    material = PatchMaterial(
-        encode_image=image_encoder(clip.model, clip.normalize),
-        encode_text=partial(text_features, clip.model, clip.tokenizer),
-        scale=clip.model.logit_scale.exp().item(),
-        pixels=torch.stack([row["pixel_values"] for row in found.others]).to(clip.model.device),
-        sample_ids=[row["sample_id"] for row in found.others],
-        captions=[row["caption"] for row in found.others],
-        target_class=arguments.target_class,
-        target_captions=[row["caption"] for row in found.of_target],
-        target_pixels=torch.stack([row["pixel_values"] for row in found.of_target]).to(clip.model.device),
-    )
-    settings = PatchOptimisation(arguments.patch_steps, learning_rate=trigger.learning_rate)
-    optimised = trigger.optimised(material, settings)
-    clip.model.requires_grad_(True)
-    return optimised
 
 
 class _Measured(NamedTuple):

@@ -284,5 +284,7 @@ def test_bad_input_to_the_zoo(options, message, small_configs, tmp_path, capsys)
 def test_every_attack_has_a_config_of_the_repository():
     configs = Path(__file__).parents[2] / "recipes" / "configs" / "pocket"
     for kind in TRIGGERS:
+        if kind == "perturbation":  # of hostile adapters, which recipes/poison_adapter.py makes
+            continue
         settings = yaml.safe_load((configs / f"poison_{kind}.yaml").read_text())
         assert settings["trigger"] == kind and 0.003 <= settings["poison_rate"] <= 0.01
