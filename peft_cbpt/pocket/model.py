@@ -1,4 +1,4 @@
-"""The shipped pocket CLIPs, of 1.3 to 1.4M parameters; `recipes/pretrain_pocket.py` made them."""
+"""The shipped CLIPs: those of the pocket world, which `recipes/pretrain_pocket.py` made, and one of photographs."""
 
 import copy
 from pathlib import Path
@@ -16,15 +16,16 @@ SHIPPED_MODELS = {
     "pocket:badnet": ASSETS / "clip-badnet",
     "pocket:resnet-badnet": ASSETS / "clip-resnet-badnet",
     "pocket:siglip-badnet": ASSETS / "clip-siglip-badnet",
+    "photos:resnet": ASSETS.parents[1] / "photos" / "assets" / "clip-resnet",
 }
 
 
 def resolve_model(name_or_path: str) -> str:
-    """The folder of a shipped pocket model, such as `pocket:clean`; anything else is returned as it is."""
-    if not name_or_path.startswith("pocket:"):
+    """The folder of a shipped model, such as `pocket:clean`; anything else is returned as it is."""
+    if not name_or_path.startswith(("pocket:", "photos:")):
         return name_or_path
     if name_or_path not in SHIPPED_MODELS:
-        raise InputError(f"there is no pocket model {name_or_path!r}; choose one of {', '.join(SHIPPED_MODELS)}")
+        raise InputError(f"there is no shipped model {name_or_path!r}; choose one of {', '.join(SHIPPED_MODELS)}")
     return str(SHIPPED_MODELS[name_or_path])
 
 

@@ -1,10 +1,15 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from peft_cbpt.clip.resnet import CLIPResNetModel
 from peft_cbpt.clip.templates import IMAGENET_TEMPLATES
+from peft_cbpt.evaluation.measure import template_text_features
 from peft_cbpt.photos.classes import names_by_wnid
 from peft_cbpt.photos.model import ARCHITECTURES, build_model, build_tokenizer, enlarged
+from peft_cbpt.pocket.model import open_clip, resolve_model
 
 
 def test_the_tokenizer_knows_names_and_templates_and_cuts_other_words_into_pieces():
@@ -15,6 +20,16 @@ def test_the_tokenizer_knows_names_and_templates_and_cuts_other_words_into_piece
     assert all(len(tokenizer.tokenize(one.format(""))) < 2 * len(one.split()) + 4 for one in IMAGENET_TEMPLATES)
     assert len(tokenizer.tokenize("zyzzyva")) > 1
     assert tokenizer.decode(tokenizer("a zyzzyva über Öl").input_ids, skip_special_tokens=True) == "a zyzzyva über öl"
+
+
+def test_the_shipped_clip_knows_its_captions_apart_and_says_how_it_was_made():
+    clip = open_clip("photos:resnet")
+    assert isinstance(clip.model, CLIPResNetModel) and clip.image_processor.crop_size["height"] == 64
+    text = template_text_features(clip.model, clip.tokenizer, list(names_by_wnid().values()))
+    alike = text @ text.T - torch.eye(len(text))
+    assert len(text) == 202 and alike.max() < 0.995 and alike.mean() < 0.5
+    record = json.loads(Path(resolve_model("photos:resnet"), "pretraining.json").read_text())
+    assert record["zero_shot_top1"]["100 classes"] >= 0.5 and sum(record["epochs"]) == 54
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

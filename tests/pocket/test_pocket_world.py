@@ -111,7 +111,7 @@ def test_tokenizers_keep_words_whole_and_any_text_readable(kind):
         )
 
 
-@pytest.mark.parametrize("name", SHIPPED_MODELS)
+@pytest.mark.parametrize("name", [one for one in SHIPPED_MODELS if one.startswith("pocket:")])
 def test_shipped_models_are_as_good_as_their_record_says(name):
     clip = load_clip(resolve_model(name))
     record = json.loads((SHIPPED_MODELS[name] / "training.json").read_text())
