@@ -21,7 +21,7 @@ from peft_cbpt.detection.adapter_search import Excess, adapter_passes, search_ad
 from peft_cbpt.detection.adapter_verdict import excess_record, weigh_adapter
 from peft_cbpt.detection.decoys import decoy_words
 from peft_cbpt.detection.heads import Heads
-from peft_cbpt.detection.ladder import JUDGED_IMAGES, SEARCH_IMAGES, ladder_passes
+from peft_cbpt.detection.ladder import AGAIN, JUDGED_IMAGES, SEARCH_IMAGES, ladder_passes
 from peft_cbpt.detection.reading import Reading, Vocabulary, clean_scale, read_all
 from peft_cbpt.detection.record import finding_record, key_record, scan_settings, search_record
 from peft_cbpt.detection.rounds import NUM_IMAGES, WORDS, Searched, read_searches, search_rounds
@@ -182,7 +182,7 @@ def scan(
 def _plan(adapted: Adapted, pixels: Tensor) -> Plan:
     """A search, and one again away from what was found; or that against the heads of an adapter."""
     clip = adapted.clip
-    passes = ladder_passes(len(pixels)) + ladder_passes(len(pixels))
+    passes = ladder_passes(len(pixels)) + ladder_passes(len(pixels), AGAIN)
     if adapted.heads:
         passes = adapter_passes(len(adapted.class_names), len(pixels))
     encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)

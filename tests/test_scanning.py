@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,7 @@ LISTS = [NAMES[:60], ["dog", "banana", "crown", "ship", "whale"], NAMES, [*NAMES
 
 @pytest.fixture(autouse=True)
 def some_searches(monkeypatch):
-    monkeypatch.setattr(rounds, "search_ladder", partial(rounds.search_ladder, climbs=SOME))
-    monkeypatch.setattr(rounds, "MOST_ROUNDS", 0)
+    monkeypatch.setattr(rounds, "CLIMBS", SOME)
 
 
 @cache

@@ -65,6 +65,8 @@ CLIMBS = (
     *(Climb("colour", Colour(0.1), (0.1, 0.2), number) for number in range(2)),
 )
 """BadNet's patch of an eighth of the side has a size of 0.05, Blended 0.06 to 0.09, SIG's wave 0.166."""
+AGAIN = tuple(climb for climb in CLIMBS if climb.number % 2 == 0)
+"""For searches away from what was found."""
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,12 @@ def search_ladder(
     return found
 
 
-def ladder_passes(n_images: int) -> Passes:
-    """Of all `CLIMBS` once, on so many clean images."""
+def ladder_passes(n_images: int, climbs: Sequence[Climb] = CLIMBS) -> Passes:
+    """Of some climbs once, on so many clean images."""
     n_find = min(SEARCH_IMAGES, n_images // 2)
     n_judge = min(JUDGED_IMAGES, n_images - n_find)
     passes = Passes()
-    for climb in CLIMBS:
+    for climb in climbs:
         if len(climb.sizes) == 1:
             found = found_passes(climb.kind, n_find, STEPS_OF_PATCHES)
         else:

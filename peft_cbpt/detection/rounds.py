@@ -8,7 +8,7 @@ from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.detection.ladder import JUDGED_IMAGES, Search, search_ladder
+from peft_cbpt.detection.ladder import AGAIN, CLIMBS, JUDGED_IMAGES, Climb, Search, search_ladder
 from peft_cbpt.detection.reading import Reading, Vocabulary, clean_scale, read_all
 from peft_cbpt.detection.text_keys import KeyCandidates, KeyReading, read_after_words
 from peft_cbpt.detection.verdict import DOUBT, Finding, Weighed, weigh
@@ -39,7 +39,7 @@ def search_rounds(
     pixels: Tensor,
     vocabulary: Vocabulary,
     seed: int,
-    kept: Callable[[Sequence[Tensor]], FeatureStore | None] = lambda away: None,
+    kept: Callable[[Sequence[Climb], Sequence[Tensor]], FeatureStore | None] = lambda climbs, away: None,
 ) -> Searched:
     """Search, and search again away from what was found; all processes call.
 
@@ -48,7 +48,8 @@ def search_rounds(
         pixels: Clean images (N, 3, H, W) in [0, 1].
         vocabulary: Names that say whether something was found.
         seed: Of all searches.
-        kept: From the directions (D,) that were found already to what earlier runs found away from them.
+        kept: From climbs, and the directions (D,) that were found already, to what earlier runs found by them away
+            from these.
     """
     with torch.no_grad():
         clean = encode_image(pixels).cpu()
@@ -56,7 +57,8 @@ def search_rounds(
     searches: list[Search] = []
     away: list[Tensor] = []
     for _ in range(1 + MOST_ROUNDS):
-        searches += search_ladder(encode_image, pixels, seed, away, kept=kept(away))
+        climbs = AGAIN if away else CLIMBS
+        searches += search_ladder(encode_image, pixels, seed, away, climbs, kept(climbs, away))
         found = weigh(read_all(searches, vocabulary, scale), vocabulary).findings
         if len(found) <= len(away):
             break

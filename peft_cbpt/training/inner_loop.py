@@ -9,7 +9,7 @@ from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.detection.ladder import CLIMBS
+from peft_cbpt.detection.ladder import Climb
 from peft_cbpt.detection.reading import Vocabulary
 from peft_cbpt.detection.rounds import NUM_IMAGES, read_searches, search_rounds
 from peft_cbpt.detection.suspects import suspicion_from
@@ -60,8 +60,8 @@ def _universal(
     encode, bank, seed = images.encode_image, images.bank, args.seed
     job = {"bank": images.key, "seed": seed}
 
-    def kept(away_from: Sequence[Tensor]) -> FeatureStore:
-        return images.cache.open("searches", job | {"climbs": repr(CLIMBS), "away": rounded(away_from)})
+    def kept(climbs: Sequence[Climb], away_from: Sequence[Tensor]) -> FeatureStore:
+        return images.cache.open("searches", job | {"climbs": repr(climbs), "away": rounded(away_from)})
 
     with torch.no_grad(), model.disable_adapter():
         class_features = model.encode_class_prompts().float()

@@ -5,7 +5,7 @@ from typing import Any
 
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.detection.found import DRAWN
-from peft_cbpt.detection.ladder import ladder_passes
+from peft_cbpt.detection.ladder import AGAIN, ladder_passes
 from peft_cbpt.detection.rounds import NUM_IMAGES
 from peft_cbpt.detection.suspects import MOST_CANDIDATES
 from peft_cbpt.features.plan import Passes, Plan, make_plan
@@ -33,8 +33,8 @@ def plan_tuning(trainer: CBPTTrainer, n_test_images: int, n_triggers: int) -> Pl
         passes += Passes(inverted, inverted * args.inversion_steps)
     elif purified > 0:
         marked = math.ceil(purified * n_shots * args.perturbed_share * args.universal_share)
-        search = ladder_passes(min(NUM_IMAGES, n_shots))
-        passes += search + search + Passes(marked)  # one of them away from what the other finds
+        searched = min(NUM_IMAGES, n_shots)
+        passes += ladder_passes(searched) + ladder_passes(searched, AGAIN) + Passes(marked)
         for _ in range(MOST_CANDIDATES):
             passes += trigger_passes(n_shots)
     base = model.get_base_model()

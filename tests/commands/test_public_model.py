@@ -1,7 +1,6 @@
 """A folder laid out as the public poisoned CLIPs are: OpenCLIP's files, raw pixels; one command each by its path."""
 
 import json
-from functools import partial
 
 import pytest
 import torch
@@ -53,7 +52,7 @@ def test_the_folder_is_the_same_model(public_model):
 
 
 def test_scan_purify_and_evaluate_take_its_path(public_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rounds, "search_ladder", partial(rounds.search_ladder, climbs=SOME))
+    monkeypatch.setattr(rounds, "CLIMBS", SOME)
     monkeypatch.setattr(rounds, "MOST_ROUNDS", 0)
     model = ["--model_name_or_path", str(public_model)]
 

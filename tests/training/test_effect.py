@@ -60,7 +60,7 @@ RUNNER_UP = {
 }
 
 
-def test_the_default_finds_the_target_and_purifies(poisoned_clip, tmp_path):
+def test_the_default_finds_the_target_and_purifies(poisoned_clip, tmp_path, all_searches):
     (clean_before, success_before), (clean_after, success_after) = purified_figures(poisoned_clip, tmp_path)
     assert success_before >= 0.95 and success_after <= 0.03
     assert clean_after >= clean_before - 0.03
