@@ -147,7 +147,6 @@ BAD_INPUTS = {
         lambda _: {"dummy_triggers": "universal", "perturbed_share": 1.5},
         "perturbed_share must be between 0 and 1",
     ),
-    "unknown evidence": (lambda _: {"evidence": ["hearsay"]}, "invalid choice: 'hearsay'"),
     "negative seed": (lambda _: {"seed": -1}, "between 0 and"),
     "negative learning rate": (lambda _: {"learning_rate": -1}, "must be positive"),
     "no epochs": (lambda _: {"num_train_epochs": 0}, "must be positive"),
