@@ -40,7 +40,11 @@ from peft_cbpt.evaluation.measure import encode_in_batches, template_text_featur
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import open_clip, resolve_model
 
-LOOKED_AT = ("clip-clean", "clip-badnet", "clip-resnet-badnet", "sig-volcano-seed21")
+LOOKED_AT = (
+    *("clip-clean", "clip-badnet", "clip-resnet-badnet", "sig-volcano-seed21", "blended-volcano-seed5"),
+    *("badclip-banana-seed5", "badnet-palm_tree-seed6", "sig-banana-seed0", "trojvqa-banana-seed0"),
+    "wanet-banana-seed0",
+)
 """The constants were chosen on these."""
 SIZES = (5, 10, 20, 60, 150, 320)
 

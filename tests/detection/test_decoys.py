@@ -16,7 +16,7 @@ def test_decoys_are_words_that_the_tokenizer_knows():
 def test_words_may_be_marked_at_their_start():
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁banana", "ban", "▁ox", "▁dog"]
     tokenizer = Siglip2Tokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[])
-    assert decoy_words(tokenizer) == ["banana", "dog"] and decoy_names(tokenizer) == ["banana"]
+    assert decoy_words(tokenizer) == ["banana", "dog"] and decoy_names(tokenizer) == ["ox", "banana"]
 
 
 def test_words_take_the_place_of_names_that_the_tokenizer_does_not_know():

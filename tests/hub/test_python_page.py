@@ -31,7 +31,8 @@ def test_every_snippet_runs(hub, fresh, tmp_path, monkeypatch, capsys):
         exec(compile(snippet, f"docs/python.md, snippet {number}", "exec"), names)
         printed.append(capsys.readouterr().out)
     purified, results = names["purified"], names["purified"].results
-    assert [one["class"] for one in results["suspects"]] == ["banana"]
+    aims = [*results["suspects"]["suspects"], *results["suspects"]["candidates"]]
+    assert aims[0]["class"] == "banana"
     assert len(results["shots"]) == 4 * len(FEW_CLASSES) and results["n_test_images"] == 4 * len(FEW_CLASSES)
     assert results["settings"]["dataset_name"] == "(given in Python)" and results["model"] == "pocket:badnet"
     files = ("adapter_model.safetensors", "results.json", TRIGGERS_FILE)

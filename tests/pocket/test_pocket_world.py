@@ -66,7 +66,7 @@ def test_unknown_domains_and_classes_are_refused():
         pocket_dataset("moon")
     with pytest.raises(InputError, match="no class 'unicycle'"):
         pocket_dataset(class_names=["unicycle"])
-    with pytest.raises(InputError, match="no pocket model"):
+    with pytest.raises(InputError, match="no shipped model"):
         resolve_model("pocket:nothing")
 
 
