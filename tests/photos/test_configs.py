@@ -12,4 +12,4 @@ def test_every_attack_has_a_config_that_poisons_at_most_one_percent(attack, tmp_
     job = zoo_job(CONFIGS, tmp_path, attack, "banana", seed=1)
     assert job.trigger == attack and job.poison_rate <= 0.01 and job.num_classes == 100
     assert (job.pairs_name, job.pairs_split, job.dataset_name) == ("output/photos", "poisoning", "output/photos")
-    assert job.model_name_or_path == "output/photos-resnet" and job.seed == 1
+    assert job.model_name_or_path == "photos:resnet" and job.seed == 1
