@@ -55,19 +55,16 @@ class Mark:
 
 
 def marks_of(run: PurifiedModel) -> dict[str, Mark]:
-    """No trigger, those that the run was measured on, and the largest that it found by itself for each suspect."""
+    """No trigger, those that the run was measured on, and one that it found by itself for each class aimed at."""
 
     def known(trigger: Trigger) -> Callable[[Tensor], Tensor]:
         return lambda pixels: unit_pixels(apply_trigger(trigger, pixels, ["app"]))
 
-    def found(delta: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda pixels: (pixels + delta).clamp(0, 1)
-
     marks = {NO_TRIGGER: Mark(lambda pixels: pixels)}
     for name, attack in run.attacks.items():
         marks[f"{name}: the attacker's, for {attack.target_class}"] = Mark(known(attack.trigger), attack.text_trigger)
-    for (label, _), delta in sorted(run.universal_triggers.items()):
-        marks[f"found without knowing it, for {run.class_names[label]}"] = Mark(found(delta))
+    for (label, _), trigger in run.universal_triggers.items():
+        marks[f"found without knowing it, for {run.class_names[label]}"] = Mark(trigger)
     return marks
 
 

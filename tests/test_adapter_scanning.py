@@ -17,8 +17,11 @@ from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.scan import scan as scan_command
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.data.unlabelled import UnlabelledImages
-from peft_cbpt.detection.universal import Budget, collapse, universal_trigger
+from peft_cbpt.detection.families import ImageWide
+from peft_cbpt.detection.found import find_trigger
+from peft_cbpt.detection.universal import collapse
 from peft_cbpt.features.plan import Plan
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.model import open_clip
@@ -60,8 +63,7 @@ def adapters(tmp_path_factory, pixels):
     """The folders of a hostile adapter, whose trigger makes images alike, and of an honest one."""
     clip = open_clip("pocket:clean")
     encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
-    start = torch.randn(pixels.shape[1:], generator=torch.Generator().manual_seed(0))
-    delta = universal_trigger(encode, pixels[:12], collapse, Budget(0.05, steps=12), start)
+    delta = find_trigger(encode, pixels[:12], collapse, ImageWide(0.05), keyed_generator("hostile"), 12).mark
     folders = {kind: str(tmp_path_factory.mktemp(kind)) for kind in ("hostile", "honest")}
     tune(folders["hostile"], pixels, delta)
     tune(folders["honest"], pixels, torch.zeros_like(delta))

@@ -12,7 +12,7 @@ from peft_cbpt.hub.sharing import is_local, shareable
 from peft_cbpt.tuner import CBPTConfig
 
 RESULTS_FILE = "results.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of `RESULTS_FILE`; docs/results-schema.md."""
 TRIGGERS_FILE = "universal_triggers.safetensors"
 """By CLASS/BUDGET the universal triggers (3, H, W) that a run tuned against."""

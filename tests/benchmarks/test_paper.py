@@ -10,8 +10,7 @@ import yaml
 
 from benchmarks.paper.benchmark import benchmark
 from benchmarks.paper.experiments import Experiment, attack_and_target, read_experiment
-from benchmarks.paper.zoo import poison_settings
-from peft_cbpt.attacks import TRIGGERS
+from benchmarks.paper.zoo import PAPER_ATTACKS, poison_settings
 from peft_cbpt.commands.parsing import run_command
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +52,7 @@ def test_every_experiment_can_be_read(file: Path, quick: bool):
 
 
 def test_every_attack_has_settings():
-    assert all(poison_settings(CONFIGS, attack)["trigger"] == attack for attack in TRIGGERS)
+    assert all(poison_settings(CONFIGS, attack)["trigger"] == attack for attack in PAPER_ATTACKS)
 
 
 def test_figure_6_is_made_of_cells_of_table_1():

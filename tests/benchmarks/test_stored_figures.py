@@ -42,10 +42,13 @@ def test_the_page_of_results_is_made_of_the_stored_cells(tmp_path, monkeypatch):
     assert (tmp_path / "results.md").read_text() == PAGE, "run: python -m benchmarks.paper --render_only true"
 
 
-def test_the_readmes_table_is_made_of_the_stored_runs(capsys, monkeypatch):
+def test_the_tables_of_readme_and_models_are_made_of_the_stored_runs(capsys, monkeypatch):
     monkeypatch.setattr(pocket_purify, "peft_cbpt", None)  # what is not stored is not run here
+    monkeypatch.setattr("sys.argv", ["pocket_purify"])
     pocket_purify.main()
-    assert " ".join(capsys.readouterr().out.split()) in README
+    clip, siglip = capsys.readouterr().out.split("\n\n")
+    assert " ".join(clip.split()) in README
+    assert " ".join(siglip.split()) in " ".join((ROOT / "docs/models.md").read_text().split())
 
 
 def test_the_readmes_averages_are_those_of_table_1():
