@@ -63,7 +63,7 @@ def adapters(tmp_path_factory, pixels):
     """The folders of a hostile adapter, whose trigger makes images alike, and of an honest one."""
     clip = open_clip("pocket:clean")
     encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
-    delta = find_trigger(encode, pixels[:12], collapse, ImageWide(0.05), keyed_generator("hostile"), 12).mark
+    delta = find_trigger(encode, pixels[:12], collapse, ImageWide(0.05), keyed_generator("hostile", 3), 12).mark
     folders = {kind: str(tmp_path_factory.mktemp(kind)) for kind in ("hostile", "honest")}
     tune(folders["hostile"], pixels, delta)
     tune(folders["honest"], pixels, torch.zeros_like(delta))

@@ -10,6 +10,7 @@ def collapse(features: Tensor) -> Tensor:
 
     After DECREE (Feng et al., 2023), which finds backdoors in encoders by triggers under which all images look alike.
 
+    >>> import torch
     >>> collapse(torch.tensor([[1.0, 0.0], [1.0, 0.0]])), collapse(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
     (tensor(1.), tensor(0.))
     """
