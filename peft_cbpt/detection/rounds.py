@@ -15,8 +15,8 @@ from peft_cbpt.detection.verdict import DOUBT, Finding, Weighed, weigh
 from peft_cbpt.features.store import FeatureStore
 
 NUM_IMAGES = 2 * JUDGED_IMAGES
-MOST_ROUNDS = 3
-"""Of searching again, away from what was found."""
+MOST_ROUNDS = 1
+"""Of searching again, away from what was found; each costs half as much as the first."""
 WORDS = "words"
 """The kind of a finding that takes a word before the names."""
 
