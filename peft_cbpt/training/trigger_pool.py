@@ -34,20 +34,22 @@ class TriggerPool:
     Args:
         capacity: How many are kept, at most.
         directions: The places that families agree on, unit-norm (K, D).
+        strength: How strongly they do, in [0, 1]: by this much a tower is pulled at.
         triggers: What is in it.
         worths: Of each, when it was last trained against.
     """
 
     capacity: int
     directions: Tensor
+    strength: float
     triggers: list[FoundTrigger] = field(default_factory=list)
     worths: list[float] = field(default_factory=list)
 
     @classmethod
     def of_searches(cls, searches: Sequence[Search], capacity: int, device: torch.device) -> "TriggerPool":
         """What a scan found that is worth most."""
-        directions = torch.stack([one.direction for one in agreements_of(searches)])
-        pool = cls(capacity, directions.to(device))
+        agreed = agreements_of(searches)
+        pool = cls(capacity, torch.stack([one.direction for one in agreed]).to(device), agreed[0].strength)
         for one in searches:
             found = FoundTrigger(one.trigger.kind, one.trigger.mark.to(device))
             pool.add(found, pool.worth(one.features.to(device), one.clean.to(device)).item())
@@ -94,7 +96,7 @@ class TriggerPool:
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""
         numbered = {str(number): one for number, one in enumerate(self.triggers)}
-        told = {"worths": self.worths, DIRECTIONS: self.directions.tolist()}
+        told = {"worths": self.worths, "strength": self.strength, DIRECTIONS: self.directions.tolist()}
         save_triggers(folder / FILE, numbered, told)
 
     @classmethod
@@ -102,7 +104,8 @@ class TriggerPool:
         """What `save` wrote."""
         numbered, told = load_triggers(folder / FILE)
         triggers = [FoundTrigger(one.kind, one.mark.to(device)) for one in numbered.values()]
-        return cls(capacity, torch.tensor(told[DIRECTIONS], device=device), triggers, told["worths"])
+        directions = torch.tensor(told[DIRECTIONS], device=device)
+        return cls(capacity, directions, told["strength"], triggers, told["worths"])
 
 
 def climbs_of(families: Sequence[str]) -> list[Climb]:

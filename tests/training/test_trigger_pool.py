@@ -22,7 +22,7 @@ def trigger(size, number=0):
 
 
 def pool_of(*sizes_and_worths, capacity=9):
-    pool = TriggerPool(capacity, torch.eye(8)[:1])
+    pool = TriggerPool(capacity, torch.eye(8)[:1], 0.5)
     for number, (size, worth) in enumerate(sizes_and_worths):
         pool.add(trigger(size, number), worth)
     return pool
@@ -58,7 +58,11 @@ def test_the_first_pool_is_what_a_scan_found_by_where_families_agree():
     ]
     pool = TriggerPool.of_searches(searches, 9, torch.device("cpu"))
     assert [one.mark.tolist() for one in pool.triggers] == [one.trigger.mark.tolist() for one in searches]
-    assert len(pool.directions) == 1 and pool.worths[0] == pool.worths[1] == pytest.approx(0.75)
+    assert (
+        len(pool.directions) == 1
+        and pool.strength == pytest.approx(0.75**2)
+        and pool.worths[0] == pool.worths[1] == pytest.approx(0.75)
+    )
     assert pool.worths[2] < 0.25 and pool.worths[3] == 0
 
 
@@ -77,6 +81,6 @@ def test_a_pool_sharpens_and_comes_back_from_a_checkpoint(tmp_path):
     assert not torch.equal(pool.triggers[0].mark, one.mark)
     pool.save(tmp_path)
     back = TriggerPool.load(tmp_path, 9, torch.device("cpu"))
-    assert back.worths == pool.worths and torch.equal(back.directions, pool.directions)
+    assert back.worths == pool.worths and back.strength == 0.5 and torch.equal(back.directions, pool.directions)
     for saved, loaded in zip(pool.triggers, back.triggers, strict=True):
         assert saved.kind == loaded.kind and torch.equal(saved.mark, loaded.mark)
