@@ -17,8 +17,8 @@ LEARNING_RATE = 0.6
 """In units of the root mean square of the token embedding."""
 ARRIVED = 2e-4
 """1 - cos to the goal, below which a class is left alone."""
-CLOSE, LEAST_GAIN = 0.02, 0.02
-"""The fit ends where so small a part of the objective's gap is left, or an epoch closes no more of what was left."""
+CLOSE, LEAST_GAIN, PATIENCE = 0.02, 0.02, 4
+"""The fit ends where so small a part of the objective's gap is left, or so many epochs close no more of what was left."""
 
 EncodeClasses = Callable[[Sequence[int] | None], Tensor]
 """From class indices, or None for all, to unit-norm text features of their prompts."""
@@ -90,7 +90,9 @@ class ContextFit:
             self._gap(self.problem.start),
             *(entry["objective_gap"] for entry in history if "objective_gap" in entry),
         ]
-        return not self.moving or gaps[-1] <= CLOSE * gaps[0] or gaps[-1] > (1 - LEAST_GAIN) * gaps[-2]
+        earlier, late = gaps[:-PATIENCE], gaps[-PATIENCE:]
+        stands_still = bool(earlier) and min(late) > (1 - LEAST_GAIN) * min(earlier)
+        return not self.moving or gaps[-1] <= CLOSE * gaps[0] or stands_still
 
 
 class RowAdam(torch.optim.SparseAdam):

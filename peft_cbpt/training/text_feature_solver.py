@@ -26,7 +26,7 @@ STEPS, SMALLEST_BATCH, LEARNING_RATE = 60, 64, 1e-2
 """Of Adam, with a rate that falls as a cosine."""
 MOST_EPOCHS, FEWEST_EPOCHS, IMAGES = 20, 4, 20_000
 """Dummy triggers are drawn anew in every epoch; epochs are as many as show so many images."""
-ANCHORS = (100.0, 30.0, 10.0, 3.0, 1.0)
+ANCHORS = (100.0, 30.0, 10.0, 5.0, 2.5, 1.0)
 """Weights of the anchor, from firm to loose."""
 TOLERANCE = 0.01
 """Of clean accuracy on images that were held out, what a solution may cost."""
