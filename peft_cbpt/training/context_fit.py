@@ -18,7 +18,7 @@ LEARNING_RATE = 0.6
 ARRIVED = 2e-4
 """1 - cos to the goal, below which a class is left alone."""
 CLOSE, LEAST_GAIN, PATIENCE = 0.02, 0.02, 4
-"""The fit ends where so small a part of the objective's gap is left, or so many epochs close no more of what was left."""
+"""The fit ends where so small a part of the objective's gap is left, or so many epochs close no more of what was."""
 
 EncodeClasses = Callable[[Sequence[int] | None], Tensor]
 """From class indices, or None for all, to unit-norm text features of their prompts."""
