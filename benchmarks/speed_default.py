@@ -64,7 +64,9 @@ def random_problem(n: int, width: int) -> OuterProblem:
 def fit_pass(model, n: int, width: int) -> Callable[[], None]:
     """A pass of the text tower over classes all of which move, with its step."""
     start, goal = F.normalize(torch.randn(2, n, width), dim=2)
-    fit = ContextFit(OuterProblem(FeatureBank(start, torch.arange(n), []), [], start, 1.0, ObjectiveWeights()), goal)
+    fit = ContextFit(
+        OuterProblem(FeatureBank(start, torch.arange(n), []), [], start, 1.0, ObjectiveWeights()), goal, 1.0, 0
+    )
     encode = SharedClassEncoder(model, 0, torch.device("cpu"), MEMORY_GB)
     fit.reached = start.clone()
     optimizer = fit_optimizer(model.parameters(), model.get_base_model().text_model.embeddings.token_embedding.weight)
