@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,15 +21,6 @@ rounds.MOST_ROUNDS = 0
 """A purification makes few of its searches, unless a test asks for `all_searches`."""
 
 FEW_CLASSES = ["banana", "lemon", "dog", "pizza", "rocket", "chair"]
-
-
-def run_in_two_processes(*words: str) -> str:
-    """What a script, or `-m MODULE`, with its options prints in two processes of one thread each."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(autouse=True)

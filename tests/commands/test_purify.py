@@ -3,8 +3,7 @@
 import base64
 import json
 import shutil
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
@@ -19,8 +18,9 @@ from peft_cbpt.cli import main
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
 from tests.commands.conftest import RUNNER_UP, SMALL_JOB
-from tests.conftest import FEW_CLASSES, run_in_two_processes
+from tests.conftest import FEW_CLASSES
 from tests.data.test_images import write_folders
+from tests.fresh import run_in_two_processes, start
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +182,13 @@ def test_a_killed_run_leaves_whole_files_and_goes_on(run_purify, tmp_path):
     config.write_text(
         yaml.safe_dump(SMALL_JOB | RUNNER_UP | {"output_dir": str(tmp_path / "killed"), "num_train_epochs": 6})
     )
-    command = [sys.executable, "-m", "peft_cbpt", "purify", "--config", str(config)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(["-m", "peft_cbpt", "purify", "--config", str(config)], tmp_path / "printed")
     try:
-        while process.poll() is None and not list((tmp_path / "killed").glob("checkpoint-*")):
-            pass
+        while process.is_alive() and not list((tmp_path / "killed").glob("checkpoint-*")):
+            time.sleep(0.01)
     finally:
         process.kill()
-        process.wait()
+        process.join()
     for weights in (tmp_path / "killed").rglob("checkpoint-*/*.safetensors"):
         load_file(weights)
     options = {"num_train_epochs": 6}
