@@ -125,7 +125,7 @@ def test_a_new_run_takes_the_place_of_the_same_one_only(run_purify, finished, tm
 
 
 @pytest.mark.parametrize("inner", [{"dummy_triggers": "universal"}, RUNNER_UP], ids=lambda one: one["dummy_triggers"])
-def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, inner, all_searches):
+def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, inner):
     """To 1e-6, with the same global batch; files and table appear once, and the log covers both shares."""
     assert run_purify(output=tmp_path / "one", per_device_train_batch_size=8, **inner)[0] == 0
     config = tmp_path / "two.yaml"
