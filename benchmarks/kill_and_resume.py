@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "kill_and_resume.json"
-JOB = """--model_name_or_path pocket:badnet --dataset_name pocket:base --num_classes 6 --num_shots 4
+JOB = """--model_name_or_path pocket:badnet --dataset_name pocket:base --num_classes 6 --num_shots 2
 --test_images_per_class 2 --warmup_epochs 2 --per_device_train_batch_size 4 --inversion_batch_size 4
 --use_cpu --disable_tqdm true""".split()
 SPAWN = multiprocessing.get_context("spawn")
