@@ -72,7 +72,7 @@ def wait_for_training(process: BaseProcess, output: Path, before: int) -> bool:
 
 
 def run_with_kills(
-    output: Path, target: str, epochs: int, kills: int, longest_wait: float, seed: int, context: BaseContext
+    output: Path, target: str, epochs: int, kills: int, longest_wait: float, seed: int, processes: BaseContext
 ) -> list[dict]:
     """Kill `kills` times, each a random while after the run made its first progress; then let it end.
 
@@ -83,7 +83,7 @@ def run_with_kills(
     while True:
         before = n_files(output)
         start = time.perf_counter()
-        process = context.Process(target=run_purify, args=(output, target, epochs))
+        process = processes.Process(target=run_purify, args=(output, target, epochs))
         process.start()
         if len(killed) < kills and wait_for_training(process, output, before):
             time.sleep(rng.uniform(0, longest_wait))
@@ -101,14 +101,14 @@ def run_with_kills(
 
 
 def compare(
-    folder: Path, target: str, epochs: int, kills: int, longest_wait: float, seed: int, context: BaseContext = SPAWN
+    folder: Path, target: str, epochs: int, kills: int, longest_wait: float, seed: int, processes: BaseContext = SPAWN
 ) -> dict:
     """The largest difference between an unbroken run and a killed one, and what was on disk at each kill.
 
-    `context` starts the processes.
+    `processes` starts them.
     """
-    run_with_kills(folder / "whole", target, epochs, 0, 0, seed, context)
-    killed = run_with_kills(folder / "killed", target, epochs, kills, longest_wait, seed, context)
+    run_with_kills(folder / "whole", target, epochs, 0, 0, seed, processes)
+    killed = run_with_kills(folder / "killed", target, epochs, kills, longest_wait, seed, processes)
     difference = (context(folder / "whole") - context(folder / "killed")).abs().max().item()
     return {"epochs": epochs, "seed": seed, "kills": killed, "largest_context_difference": difference}
 
