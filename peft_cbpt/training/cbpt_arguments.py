@@ -277,7 +277,7 @@ class CBPTTrainingArguments(TrainingArguments):
             refuse_changed(self, names, reason)
 
 
-def refuse_changed(arguments: TrainingArguments, names: tuple[str, ...], reason: str) -> None:
+def refuse_changed(arguments: Any, names: tuple[str, ...], reason: str) -> None:
     """See that settings have their defaults.
 
     Raises:

@@ -1,9 +1,10 @@
 """The other half of an adapter that also repairs the image tower: PEFT's own LoRA layers, beside the prompts.
 
-They have the adapter's name, so that one file of weights holds both, and they never learn here: `purify_encoder` trains
-them, and prompts are tuned on top.
+They have the adapter's name, so that one file of weights holds both, and they never learn here: `purify_encoder`
+trains them, and prompts are tuned on top.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from peft_cbpt.tuner.config import CBPTConfig
 FOLDER = "encoder"
 """Where the update of the image tower lies beside an adapter, for those who want it alone."""
 TEXT_TOWER = ("text_model", "text_projection")
+_NOT_RECORDED = {"base_model_name_or_path", "inference_mode", "auto_mapping", "task_type", "peft_version", "revision"}
 
 
 def encoder_config(config: CBPTConfig) -> LoraConfig:
@@ -41,7 +43,14 @@ def encoder_config(config: CBPTConfig) -> LoraConfig:
 def encoder_settings(lora: LoraConfig) -> dict[str, Any]:
     """What `CBPTConfig.encoder_lora` records of a trained LoRA: what is not as by default, JSON-serialisable."""
     default, settings = LoraConfig().to_dict(), lora.to_dict()
-    unimportant = {"base_model_name_or_path", "inference_mode", "auto_mapping", "task_type", "peft_version", "revision"}
+    unimportant = {
+        "base_model_name_or_path",
+        "inference_mode",
+        "auto_mapping",
+        "task_type",
+        "peft_version",
+        "revision",
+    }
     kept = {name: value for name, value in settings.items() if name not in unimportant and value != default.get(name)}
     kept |= {"r": lora.r, "lora_alpha": lora.lora_alpha}
     return {name: sorted(value) if isinstance(value, set) else value for name, value in kept.items()}
@@ -55,7 +64,7 @@ def check_encoder(config: CBPTConfig, model: nn.Module) -> None:
         raise ValueError("The target_modules of encoder_lora are no layers of the base model.")
     if of_text := [name for name in found if name.startswith(TEXT_TOWER)]:
         raise ValueError(
-            f"encoder_lora is for the image tower, but its target_modules name {of_text[0]} too: write out whole names."
+            f"encoder_lora is for the image tower, but its target_modules name {of_text[0]} too: write whole names."
         )
 
 
@@ -92,7 +101,7 @@ def encoder_weights(model: Any, adapter_name: str) -> dict[str, Tensor]:
 
 
 def save_encoder(model: Any, adapter_name: str, folder: Path, base: str | None = None) -> None:
-    """Writes the LoRA of an adapter as an adapter of its own, which PEFT loads without this package.
+    """Writes the LoRA of an adapter as an adapter of its own; see `write_lora`.
 
     Args:
         model: A `PeftModel`, or the tuner in it.
@@ -100,12 +109,24 @@ def save_encoder(model: Any, adapter_name: str, folder: Path, base: str | None =
         folder: Where to write; made if missing.
         base: What to call the base model.
     """
-    lora = encoder_config(model.peft_config[adapter_name])
-    lora.base_model_name_or_path, lora.inference_mode = base, True
+    write_lora(folder, encoder_config(model.peft_config[adapter_name]), encoder_weights(model, adapter_name), base)
+
+
+def write_lora(folder: Path, config: LoraConfig, weights: Mapping[str, Tensor], base: str | None = None) -> None:
+    """Writes an adapter that PEFT loads without this package, the weights last.
+
+    Args:
+        folder: Where to write; made if missing.
+        config: Of the LoRA.
+        weights: By the names that PEFT gives them in files.
+        base: What to call the base model.
+    """
+    config = copy.copy(config)
+    config.base_model_name_or_path, config.inference_mode = base, True
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in encoder_weights(model, adapter_name).items()}
-    save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
-    lora.save_pretrained(str(folder))
+    config.save_pretrained(str(folder))
+    whole = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(whole, folder / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
 
 
 def with_encoder(purified: PeftModel, config: CBPTConfig) -> PeftModel:

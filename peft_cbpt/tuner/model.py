@@ -206,6 +206,8 @@ class CBPTModel(BaseTuner):
         if config.encoder_lora:
             add_lora(model, adapter_name, config, low_cpu_mem_usage)
             self._activate_lora()
+            if config.inference_mode:  # it is being loaded
+                self._layer.without_encoder.add(adapter_name)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Chooses the active adapter, for the prompts and for the image tower."""
@@ -283,4 +285,5 @@ class CBPTModel(BaseTuner):
             )
         fitting = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         check_lora_weights(model, adapter_name, fitting)
+        layer.without_encoder.discard(adapter_name)
         return fitting
