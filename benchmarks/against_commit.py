@@ -63,6 +63,8 @@ def run(tree: Path, job: dict, folder: Path) -> tuple[float, torch.Tensor]:
     folder.mkdir(parents=True)
     old = "    dummy_triggers: " not in (tree / "peft_cbpt" / "training" / "cbpt_arguments.py").read_text()
     job = {NEW_NAMES.get(name, name) if old else name: value for name, value in job.items()}
+    if "only: str" in (tree / "peft_cbpt" / "training" / "purify_arguments.py").read_text():
+        job |= {"only": "prompts"}
     (folder / "job.yaml").write_text(yaml.safe_dump(job | {"output_dir": "out", "disable_tqdm": True}))
     environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "PEFT_CBPT_CACHE": str(folder / "c")}
     words = [sys.executable, str(tree / "recipes" / "purify.py"), "--config", "job.yaml"]

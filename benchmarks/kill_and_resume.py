@@ -40,7 +40,17 @@ def command(output: Path, target: str, epochs: int) -> list[str]:
         "--feature_cache_dir",
         str(output / "cache"),
     ]
-    return [sys.executable, "-m", "peft_cbpt", "purify", *options, "--num_train_epochs", str(epochs)]
+    return [
+        sys.executable,
+        "-m",
+        "peft_cbpt",
+        "purify",
+        "--only",
+        "prompts",
+        *options,
+        "--num_train_epochs",
+        str(epochs),
+    ]
 
 
 def context(output: Path) -> torch.Tensor:

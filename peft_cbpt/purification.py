@@ -4,7 +4,7 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,6 +39,7 @@ from peft_cbpt.training.checkpoints import find_checkpoint
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_stage import EncoderStage, encoder_job, used_settings
 from peft_cbpt.training.encoder_trainer import EncoderPurifier
+from peft_cbpt.training.held_out import kept_right, split_shots
 from peft_cbpt.training.plan import plan_encoder, plan_tuning
 from peft_cbpt.training.purify_arguments import ENCODER, OF_PROMPTS, PROMPTS, PurifyArguments
 from peft_cbpt.training.samples import checked_samples
@@ -85,6 +86,7 @@ class Job:
         checkpoint: To go on from, where only prompts are made.
         fingerprint: Of the base.
         undefended: Features of the template prompts after a text trigger.
+        context_init: Of the prompts.
     """
 
     clip: LoadedCLIP
@@ -98,6 +100,7 @@ class Job:
     checkpoint: str | None
     fingerprint: str
     undefended: Callable[[str], Tensor]
+    context_init: str
 
 
 def purify(
@@ -166,6 +169,7 @@ def purify(
             "checkpoint": (checkpoint or NOTHING_GIVEN).given() or None,
             **vars(arguments),
             "only": only,
+            "context_init": job.context_init,
             "encoder": used_settings(job.encoder) if job.encoder else None,
         }
         results = shareable(
@@ -202,9 +206,12 @@ def _load(
     if any(attack.all_to_all for attack in read.values()):
         raise InputError("an all-to-all attack has no one target to report on: measure it with evaluate")
     config = {name: getattr(arguments, name) for name in (*OF_PROMPTS, "template")}
+    config["context_init"] = arguments.context_init or "normal"
     try:
-        prompts = CBPTConfig(class_names=data.class_names, **config)
-        model = get_peft_model(clip.model, prompts.tokenize(clip.tokenizer).record_base(clip.model))
+        prompts = CBPTConfig(class_names=data.class_names, **config).tokenize(clip.tokenizer)
+        if only is None and arguments.context_init is None:
+            prompts = _template_prompts(prompts, clip) or prompts
+        model = get_peft_model(clip.model, prompts.record_base(clip.model))
     except ValueError as error:
         raise InputError(str(error)) from error
     check_room(model, clip, read)
@@ -223,7 +230,20 @@ def _load(
     if trainer is not None and stage is None:
         checkpoint = find_checkpoint(resume, output, trainer.check_checkpoint, overwrite)
     undefended = adapter_features(model, clip, adapter=False)
-    return Job(clip, model, data, read, only, trainer, stage, stage_arguments, checkpoint, fingerprint, undefended)
+    return Job(
+        clip,
+        model,
+        data,
+        read,
+        only,
+        trainer,
+        stage,
+        stage_arguments,
+        checkpoint,
+        fingerprint,
+        undefended,
+        prompts.context_init,
+    )
 
 
 def _plan(job: Job) -> Plan:
@@ -278,11 +298,11 @@ def _make(job: Job, training: CBPTTrainingArguments, base: str, output: Path, st
     if job.trainer is None:
         return Made(purified, seen, repaired, job.undefended, job.undefended, before, alone, alone, None)
     with stopwatch("purify"):
-        model, trainer = _tune_on(purified, prompts, job, training, suspicion, output)
+        model, trainer, kept = _tune_on(purified, prompts, job, training, suspicion, output)
     with stopwatch("measure after"):
         head = adapter_features(model, job.clip)
         after = measured(repaired, head)
-    return Made(model, seen, repaired, job.undefended, head, before, alone, after, trainer)
+    return Made(model, seen, repaired, job.undefended, head, before, alone, after, trainer, kept)
 
 
 def _tune_on(
@@ -292,18 +312,43 @@ def _tune_on(
     training: CBPTTrainingArguments,
     suspicion: Suspicion | None,
     output: Path,
-) -> tuple[PeftModel, CBPTTrainer]:
-    """Prompts on a repaired encoder: tuned on a copy into which it is merged, and put beside it in one adapter."""
+) -> tuple[PeftModel, CBPTTrainer, dict[str, Any]]:
+    """Prompts on a repaired encoder, tuned on a copy into which it is merged; with both in one adapter.
+
+    Where they are not right more often than the template's, on shots that they were not tuned on, they are the
+    template's.
+    """
     assert job.trainer is not None
     set_seed(training.seed)
-    merged = get_peft_model(copy.deepcopy(purified).merge_and_unload(), copy.deepcopy(prompts))
-    trainer = CBPTTrainer(merged, training, job.data.shots, job.clip.normalize, job.trainer.vocabulary, suspicion)
+    tuned = copy.deepcopy(prompts)
+    tuned.base_fingerprint = None
+    merged = get_peft_model(copy.deepcopy(purified).merge_and_unload(), tuned)
+    shots, held = split_shots(job.data.shots)
+    trainer = CBPTTrainer(merged, training, shots, job.clip.normalize, job.trainer.vocabulary, suspicion)
     checkpoint = find_checkpoint(training.resume_from_checkpoint, output, trainer.check_checkpoint, overwrite=True)
     _tune(job, trainer, checkpoint, output)
+    record: dict[str, Any] = {"kept": "tuned", "n_held_out": 0 if held is None else len(held)}
+    words = _template_prompts(prompts, job.clip)
+    if words is not None and held is not None and trainer.dummy_triggers is not None:
+        base: Any = merged.get_base_model()
+        encode, found = image_encoder(base, job.clip.normalize), trainer.dummy_triggers.triggers.values()
+        heads = [adapter_features(merged, job.clip)(""), job.undefended("")]
+        scores = kept_right(encode, heads, held, found, base.device)
+        record |= {"tuned": scores[0], "template": scores[1]}
+    if words is not None and record.get("tuned", 0.0) <= record.get("template", 1.0):
+        return with_encoder(purified, words), trainer, record | {"kept": "template"}
     model = with_encoder(purified, prompts)
     context, learned = (one.get_parameter(CONTEXT) for one in (model, merged))
     context.data.copy_(learned.data)
-    return model.eval(), trainer
+    return model, trainer, record
+
+
+def _template_prompts(prompts: CBPTConfig, clip: LoadedCLIP) -> CBPTConfig | None:
+    """The same prompts with the template's words as their context; None where they are not of its shape."""
+    try:
+        return replace(prompts, context_init="template").tokenize(clip.tokenizer)
+    except ValueError:
+        return None
 
 
 def _tune(job: Job, trainer: CBPTTrainer, checkpoint: str | None, output: Path) -> None:

@@ -40,6 +40,7 @@ class Made:
         encoder: Of the template prompts on the repaired encoder, if there is one.
         after: Of all that was made.
         trainer: Of the prompts, if they were tuned.
+        prompts: Whether tuned prompts were kept on a repaired encoder, and why; see docs/results-schema.md.
     """
 
     model: PeftModel
@@ -51,6 +52,7 @@ class Made:
     encoder: dict[str, Any] | None
     after: dict[str, Any]
     trainer: CBPTTrainer | None
+    prompts: dict[str, Any] | None = None
 
 
 @contextmanager
@@ -101,6 +103,7 @@ def record(
         "before": made.before,
         "encoder": made.encoder,
         "after": made.after,
+        "prompts": made.prompts,
         "epochs": [entry for entry in history if "loss_bn" in entry],
         "peak_memory_bytes": peak_memory_bytes(training.device),
         "settings": json.loads(json.dumps({**given, **settings}, default=str)),

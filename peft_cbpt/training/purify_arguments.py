@@ -49,10 +49,11 @@ class PurifyArguments(ShotArguments):
         default=None, metadata={"help": "Images per step and process of the encoder's training; likewise."}
     )
     num_context_tokens: int = field(default=4, metadata={"help": "M of Eq. 8."})
-    context_init: str = field(
-        default="normal",
+    context_init: str | None = field(
+        default=None,
         metadata={
-            "help": "What the context starts from: normal (noise, as in the paper) or template (its words).",
+            "help": "What the context starts from: normal (noise, the paper's and only prompts' default) or template "
+            "(its words, the default on a repaired encoder where there are num_context_tokens of them).",
             "choices": list(CONTEXT_INITS),
         },
     )

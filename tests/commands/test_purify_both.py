@@ -31,7 +31,7 @@ SMALL_ENCODER = {"encoder_steps": 3, "encoder_batch_size": 8, "encoder_rank": 2,
 
 def run(folder, *options, **settings):
     config = folder.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(SMALL_JOB | {"output_dir": str(folder)} | settings))
+    config.write_text(yaml.safe_dump(SMALL_JOB | {"output_dir": str(folder), "only": None} | settings))
     return main(["purify", "--config", str(config), *options])
 
 
@@ -72,9 +72,8 @@ def test_both_leave_their_files_and_figures(both):
     results = results_of(both)
     assert results["schema_version"] == 3 and results["settings"]["only"] is None
     assert results["settings"]["encoder"]["max_steps"] == 3 and results["encoder_epochs"]
-    assert {"measure before", "scan", "encoder", "measure encoder", "purify", "measure after"} <= set(
-        results["seconds"]
-    )
+    stages = {"measure before", "scan", "encoder", "measure encoder", "purify", "measure after"}
+    assert stages <= set(results["seconds"])
     assert all(0 <= results[moment]["clean_accuracy"] <= 1 for moment in ("before", "encoder", "after"))
     assert results["base_fingerprint"]["before"] == results["base_fingerprint"]["after"]
     assert results["suspects"] is not None and (both / "before_after.png").is_file()
@@ -92,10 +91,11 @@ def test_two_lines_for_both_and_plain_peft_for_the_encoder(both):
     alone = PeftModel.from_pretrained(base_clip(), both, subfolder="encoder")
     assert torch.equal(features(alone, pixels), features(with_prompts, pixels))
     assert not torch.allclose(features(alone, pixels), features(base_clip(), pixels), atol=1e-3)
+    base = resolve_model("pocket:badnet")
     code = (
         "import sys, torch\nfrom peft import PeftModel\nfrom transformers import CLIPModel\n"
-        f"PeftModel.from_pretrained(CLIPModel.from_pretrained({str(resolve_model('pocket:badnet'))!r}), {str(both)!r}, "
-        "subfolder='encoder')\nassert 'peft_cbpt' not in sys.modules"
+        f"PeftModel.from_pretrained(CLIPModel.from_pretrained({str(base)!r}), {str(both)!r}, subfolder='encoder')\n"
+        "assert 'peft_cbpt' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
 
@@ -106,15 +106,10 @@ def test_evaluate_measures_each_classifier_with_its_own_encoder(both, tmp_path):
     results = results_of(both)
     named = evaluate("pocket:badnet", "pocket:base", ["pocket:badnet"], classifiers=["template", str(both)], **job)
     model = PeftModel.from_pretrained(base_clip(), both)
-    loaded = evaluate(
-        model,
-        "pocket:base",
-        ["pocket:badnet"],
-        classifiers=["template", "adapted"],
-        tokenizer=load_clip(resolve_model("pocket:badnet")).tokenizer,
-        image_processor=load_clip(resolve_model("pocket:badnet")).image_processor,
-        **job,
-    )
+    clip = load_clip(resolve_model("pocket:badnet"))
+    processors = {"tokenizer": clip.tokenizer, "image_processor": clip.image_processor}
+    sides = ["template", "adapted"]
+    loaded = evaluate(model, "pocket:base", ["pocket:badnet"], classifiers=sides, **processors, **job)
     for measured in (named, loaded):
         accuracies = [cell["accuracy"] for cell in measured["cells"] if cell["attack"] == "clean"]
         assert accuracies == pytest.approx([results[moment]["clean_accuracy"] for moment in ("before", "after")])
@@ -184,7 +179,6 @@ def test_a_run_killed_in_either_stage_goes_on(both, tmp_path, stage, monkeypatch
     folder = tmp_path / "out"
 
     def ends_early(self, *args, **kwargs):
-        super(stage, self).training_step
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -212,7 +206,7 @@ def test_two_processes_make_the_same(both, tmp_path):
     job = (
         SMALL_JOB
         | SMALL_ENCODER
-        | {"output_dir": str(folder), "encoder_batch_size": 4, "per_device_train_batch_size": 12}
+        | {"only": None, "output_dir": str(folder), "encoder_batch_size": 4, "per_device_train_batch_size": 12}
     )
     config.write_text(yaml.safe_dump(job))
     printed = run_in_two_processes("-m", "peft_cbpt", "purify", "--config", str(config))
