@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CONFIGS = {
     "the paper's numbers read literally (runner-up; l2 6/255, raw gradient)": "purify_literal",
-    "default of `--only prompts` (suspected target)": "purify",
+    "default of `--only prompts` (suspected target)": "purify_prompts",
 }
 SIGLIP = {"default, 20 classes": "purify_siglip"}
 SEEDS = (0, 1, 2)
@@ -43,8 +43,6 @@ def cell(config: str, seed: int) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             settings = ROOT / "recipes" / "configs" / "pocket" / f"{config}.yaml"
             options = [
-                "--only",
-                "prompts",
                 "--seed",
                 str(seed),
                 "--output_dir",

@@ -3,7 +3,7 @@
 import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -249,11 +249,13 @@ def _load(
 def _plan(job: Job) -> Plan:
     n_images, n_attacks = len(job.data.test), len(job.attacks)
     plans = [] if job.trainer is None else [plan_tuning(job.trainer, n_images, n_attacks)]
-    if job.encoder is not None:
+    if job.encoder is not None and job.stage is not None:
         base: Any = job.model.unload()
         encoder = EncoderPurifier(base, job.encoder, job.data.shots, job.clip.normalize)
         plans.append(plan_encoder(encoder))
         encoder.model.unload()  # type: ignore[operator]
+        with suppress(OSError):  # the trainer has made it
+            job.stage.folder.rmdir()
     return together(plans)
 
 
@@ -283,6 +285,7 @@ def _make(job: Job, training: CBPTTrainingArguments, base: str, output: Path, st
             head = adapter_features(job.model, job.clip)
             after = measured(seen, head)
         return Made(job.model, seen, seen, job.undefended, head, before, None, after, job.trainer)
+    assert job.encoder is not None
     suspicion = None
     if job.trainer is not None:
         with stopwatch("scan"):

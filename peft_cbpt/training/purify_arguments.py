@@ -20,6 +20,7 @@ OF_ENCODER = {
     "encoder_steps": "max_steps",
     "encoder_learning_rate": "learning_rate",
     "encoder_batch_size": "per_device_train_batch_size",
+    "encoder_kinds": "kinds",
 }
 """By option of `purify`, the field of `EncoderPurifierArguments`, whose default holds where none is given."""
 SHARED = ("seed", "use_cpu", "bf16", "fp16", "disable_tqdm", "report_to", "dataloader_num_workers", "save_strategy")
@@ -47,6 +48,10 @@ class PurifyArguments(ShotArguments):
     )
     encoder_batch_size: int | None = field(
         default=None, metadata={"help": "Images per step and process of the encoder's training; likewise."}
+    )
+    encoder_kinds: list[str] | None = field(
+        default=None,
+        metadata={"help": "Kinds of universal triggers that the encoder learns to withstand; likewise."},
     )
     num_context_tokens: int = field(default=4, metadata={"help": "M of Eq. 8."})
     context_init: str | None = field(

@@ -26,7 +26,13 @@ from peft_cbpt.training.encoder_trainer import EncoderPurifier
 from tests.commands.conftest import SMALL_JOB
 from tests.conftest import FEW_CLASSES, run_in_two_processes
 
-SMALL_ENCODER = {"encoder_steps": 3, "encoder_batch_size": 8, "encoder_rank": 2, "encoder_learning_rate": 0.01}
+SMALL_ENCODER = {
+    "encoder_steps": 3,
+    "encoder_batch_size": 8,
+    "encoder_rank": 2,
+    "encoder_learning_rate": 0.01,
+    "encoder_kinds": ["wave"],
+}
 
 
 def run(folder, *options, **settings):

@@ -28,7 +28,9 @@ def test_every_snippet_runs(hub, fresh, tmp_path, monkeypatch, capsys):
         if "antidote = " in snippet:  # what a stranger runs
             loaded = fresh("-c", f"import torch, peft_cbpt\n{snippet}\n{CLASSIFY}")
             continue
-        few = snippet.replace("num_shots=4,", "num_shots=4, encoder_steps=2, encoder_batch_size=8,")
+        few = snippet.replace(
+            "num_shots=4,", "num_shots=4, encoder_steps=2, encoder_batch_size=8, encoder_kinds=['wave'],"
+        )
         exec(compile(few, f"docs/python.md, snippet {number}", "exec"), names)
         printed.append(capsys.readouterr().out)
     purified, results = names["purified"], names["purified"].results
