@@ -1,10 +1,9 @@
 """Purify a suspicious CLIP: measure it, repair its encoder, tune class-wise prompts on it, measure again, save."""
 
 import copy
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,23 +31,22 @@ from peft_cbpt.features.plan import Plan, together
 from peft_cbpt.hub.push import name_of_base, plan_push
 from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import open_clip
-from peft_cbpt.purified import Made, record, save_purified, unnamed
+from peft_cbpt.purified import Made, record, save_purified
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 from peft_cbpt.training.checkpoints import find_checkpoint
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_stage import EncoderStage, encoder_job, used_settings
 from peft_cbpt.training.encoder_trainer import EncoderPurifier
-from peft_cbpt.training.held_out import kept_right, split_shots
 from peft_cbpt.training.plan import plan_encoder, plan_tuning
+from peft_cbpt.training.prompt_stage import template_prompts, tune, tune_on, unnamed
 from peft_cbpt.training.purify_arguments import ENCODER, OF_PROMPTS, PROMPTS, PurifyArguments
 from peft_cbpt.training.samples import checked_samples
-from peft_cbpt.tuner import CBPTConfig, with_encoder
+from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.encoder import FOLDER
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 EVALUATION_BATCH_SIZE = 64
-CONTEXT = "base_model.model.text_model.embeddings.token_embedding.cbpt_context.default"
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,7 @@ def _load(
     try:
         prompts = CBPTConfig(class_names=data.class_names, **config).tokenize(clip.tokenizer)
         if only is None and arguments.context_init is None:
-            prompts = _template_prompts(prompts, clip) or prompts
+            prompts = template_prompts(prompts, clip) or prompts
         model = get_peft_model(clip.model, prompts.record_base(clip.model))
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -230,19 +228,9 @@ def _load(
     if trainer is not None and stage is None:
         checkpoint = find_checkpoint(resume, output, trainer.check_checkpoint, overwrite)
     undefended = adapter_features(model, clip, adapter=False)
+    start = prompts.context_init
     return Job(
-        clip,
-        model,
-        data,
-        read,
-        only,
-        trainer,
-        stage,
-        stage_arguments,
-        checkpoint,
-        fingerprint,
-        undefended,
-        prompts.context_init,
+        clip, model, data, read, only, trainer, stage, stage_arguments, checkpoint, fingerprint, undefended, start
     )
 
 
@@ -280,13 +268,13 @@ def _make(job: Job, training: CBPTTrainingArguments, base: str, output: Path, st
     if job.stage is None:
         assert job.trainer is not None
         with stopwatch("purify"):
-            _tune(job, job.trainer, job.checkpoint, output)
+            tune(job.trainer, job.clip, job.checkpoint, output)
         with stopwatch("measure after"):
             head = adapter_features(job.model, job.clip)
             after = measured(seen, head)
         return Made(job.model, seen, seen, job.undefended, head, before, None, after, job.trainer)
     assert job.encoder is not None
-    suspicion = None
+    suspicion = Suspicion([], [])
     if job.trainer is not None:
         with stopwatch("scan"):
             suspicion = job.trainer.look_for_suspects()
@@ -301,63 +289,9 @@ def _make(job: Job, training: CBPTTrainingArguments, base: str, output: Path, st
     if job.trainer is None:
         return Made(purified, seen, repaired, job.undefended, job.undefended, before, alone, alone, None)
     with stopwatch("purify"):
-        model, trainer, kept = _tune_on(purified, prompts, job, training, suspicion, output)
+        template = job.undefended("")
+        model, trainer, kept = tune_on(purified, prompts, job.trainer, job.clip, template, training, suspicion, output)
     with stopwatch("measure after"):
         head = adapter_features(model, job.clip)
         after = measured(repaired, head)
     return Made(model, seen, repaired, job.undefended, head, before, alone, after, trainer, kept)
-
-
-def _tune_on(
-    purified: PeftModel,
-    prompts: CBPTConfig,
-    job: Job,
-    training: CBPTTrainingArguments,
-    suspicion: Suspicion | None,
-    output: Path,
-) -> tuple[PeftModel, CBPTTrainer, dict[str, Any]]:
-    """Prompts on a repaired encoder, tuned on a copy into which it is merged; with both in one adapter.
-
-    Where they are not right more often than the template's, on shots that they were not tuned on, they are the
-    template's.
-    """
-    assert job.trainer is not None
-    set_seed(training.seed)
-    tuned = copy.deepcopy(prompts)
-    tuned.base_fingerprint = None
-    merged = get_peft_model(copy.deepcopy(purified).merge_and_unload(), tuned)
-    shots, held = split_shots(job.data.shots)
-    trainer = CBPTTrainer(merged, training, shots, job.clip.normalize, job.trainer.vocabulary, suspicion)
-    checkpoint = find_checkpoint(training.resume_from_checkpoint, output, trainer.check_checkpoint, overwrite=True)
-    _tune(job, trainer, checkpoint, output)
-    record: dict[str, Any] = {"kept": "tuned", "n_held_out": 0 if held is None else len(held)}
-    words = _template_prompts(prompts, job.clip)
-    if words is not None and held is not None and trainer.dummy_triggers is not None:
-        base: Any = merged.get_base_model()
-        encode, found = image_encoder(base, job.clip.normalize), trainer.dummy_triggers.triggers.values()
-        heads = [adapter_features(merged, job.clip)(""), job.undefended("")]
-        scores = kept_right(encode, heads, held, found, base.device)
-        record |= {"tuned": scores[0], "template": scores[1]}
-    if words is not None and record.get("tuned", 0.0) <= record.get("template", 1.0):
-        return with_encoder(purified, words), trainer, record | {"kept": "template"}
-    model = with_encoder(purified, prompts)
-    context, learned = (one.get_parameter(CONTEXT) for one in (model, merged))
-    context.data.copy_(learned.data)
-    return model, trainer, record
-
-
-def _template_prompts(prompts: CBPTConfig, clip: LoadedCLIP) -> CBPTConfig | None:
-    """The same prompts with the template's words as their context; None where they are not of its shape."""
-    try:
-        return replace(prompts, context_init="template").tokenize(clip.tokenizer)
-    except ValueError:
-        return None
-
-
-def _tune(job: Job, trainer: CBPTTrainer, checkpoint: str | None, output: Path) -> None:
-    """Train; a run that starts anew takes the place of its own earlier checkpoints."""
-    if checkpoint is None and PartialState().is_main_process:
-        for old in output.glob("checkpoint-*"):
-            shutil.rmtree(old)
-    with unnamed(job.clip, trainer.model):
-        trainer.train(resume_from_checkpoint=checkpoint)

@@ -3,8 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from peft_cbpt.attacks.attack_file import Attack
-from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.common.files import removed_afterwards, write_json
 from peft_cbpt.common.records import made_now, peak_memory_bytes
 from peft_cbpt.data.shots import ShotsAndTest
@@ -53,26 +51,6 @@ class Made:
     after: dict[str, Any]
     trainer: CBPTTrainer | None
     prompts: dict[str, Any] | None = None
-
-
-@contextmanager
-def unnamed(clip: LoadedCLIP, *adapted: Any) -> Iterator[None]:
-    """While the block runs, models and adapters know no name of the base, so that no path gets into what is saved."""
-    models: list[Any] = [clip.model, *(one.get_base_model() for one in adapted)]
-    configs: list[Any] = [one.active_peft_config for one in adapted]
-    names = [(one.name_or_path, one.config._name_or_path) for one in models]
-    bases = [one.base_model_name_or_path for one in configs]
-    for model in models:
-        model.name_or_path = model.config._name_or_path = ""
-    for config in configs:
-        config.base_model_name_or_path = ""
-    try:
-        yield
-    finally:
-        for model, (name, in_config) in zip(models, names, strict=True):
-            model.name_or_path, model.config._name_or_path = name, in_config
-        for config, name in zip(configs, bases, strict=True):
-            config.base_model_name_or_path = name
 
 
 def record(
