@@ -146,17 +146,15 @@ def test_detect_and_scan_take_an_adapter_with_an_encoder(both, tmp_path):
     images = pocket_dataset("base", "test", 4, FEW_CLASSES)
     told = detect(model, images, images, tokenizer=clip.tokenizer, image_processor=clip.image_processor)
     assert len(told.scores) == len(images)
-    options = ["--adapter", str(both), "--images", "pocket:base", "--num_images", "8", "--output_dir", str(tmp_path)]
-    assert main(["scan", "pocket:badnet", *options, "--dry_run", "true"]) in (0, 1)
+    words = ["--model_name_or_path", "pocket:badnet", "--dataset_name", "pocket:base", "--adapter", str(both)]
+    assert main(["scan", *words, "--num_images", "8", "--output_dir", str(tmp_path), "--dry_run"]) == 0
 
 
 def test_the_report_shows_both_encoders(both):
     opened = open_run(both, read_run(both))
     pixels = torch.rand(2, 3, 48, 48)
     with torch.no_grad():
-        assert opened.has_repaired and not torch.allclose(
-            opened.see_before(pixels), opened.see_after(pixels), atol=1e-3
-        )
+        assert opened.has_repaired and not torch.equal(opened.see_before(pixels), opened.see_after(pixels))
 
 
 def test_the_encoder_alone(encoder):
@@ -176,7 +174,7 @@ def test_the_encoder_alone(encoder):
 def test_an_exported_clip_has_the_repaired_encoder(both, tmp_path):
     assert main(["export", str(both), "--output_dir", str(tmp_path)]) == 0
     plain, pixels = CLIPModel.from_pretrained(tmp_path), torch.rand(2, 3, 48, 48)
-    model = PeftModel.from_pretrained(base_clip(), both)
+    model = load_adapter(both, load_base(both, None))
     torch.testing.assert_close(features(plain, pixels), features(model, pixels), atol=1e-4, rtol=1e-3)
 
 
