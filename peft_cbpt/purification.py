@@ -39,10 +39,9 @@ from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_stage import EncoderStage, encoder_job, used_settings
 from peft_cbpt.training.encoder_trainer import EncoderPurifier
 from peft_cbpt.training.plan import plan_encoder, plan_tuning
-from peft_cbpt.training.prompt_stage import template_prompts, tune, tune_on, unnamed
-from peft_cbpt.training.purify_arguments import ENCODER, OF_PROMPTS, PROMPTS, PurifyArguments
+from peft_cbpt.training.prompt_stage import tune, tune_on, unnamed
+from peft_cbpt.training.purify_arguments import ENCODER, PROMPTS, PurifyArguments
 from peft_cbpt.training.samples import checked_samples
-from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.encoder import FOLDER
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
@@ -84,7 +83,6 @@ class Job:
         checkpoint: To go on from, where only prompts are made.
         fingerprint: Of the base.
         undefended: Features of the template prompts after a text trigger.
-        context_init: Of the prompts.
     """
 
     clip: LoadedCLIP
@@ -98,7 +96,6 @@ class Job:
     checkpoint: str | None
     fingerprint: str
     undefended: Callable[[str], Tensor]
-    context_init: str
 
 
 def purify(
@@ -167,7 +164,6 @@ def purify(
             "checkpoint": (checkpoint or NOTHING_GIVEN).given() or None,
             **vars(arguments),
             "only": only,
-            "context_init": job.context_init,
             "encoder": used_settings(job.encoder) if job.encoder else None,
         }
         results = shareable(
@@ -203,12 +199,8 @@ def _load(
     read = read_attacks(attacks, data.class_names)
     if any(attack.all_to_all for attack in read.values()):
         raise InputError("an all-to-all attack has no one target to report on: measure it with evaluate")
-    config = {name: getattr(arguments, name) for name in (*OF_PROMPTS, "template")}
-    config["context_init"] = arguments.context_init or "normal"
     try:
-        prompts = CBPTConfig(class_names=data.class_names, **config).tokenize(clip.tokenizer)
-        if only is None and arguments.context_init is None:
-            prompts = template_prompts(prompts, clip) or prompts
+        prompts = arguments.prompts(data.class_names, clip.tokenizer, training.solves_features)
         model = get_peft_model(clip.model, prompts.record_base(clip.model))
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -228,10 +220,7 @@ def _load(
     if trainer is not None and stage is None:
         checkpoint = find_checkpoint(resume, output, trainer.check_checkpoint, overwrite)
     undefended = adapter_features(model, clip, adapter=False)
-    start = prompts.context_init
-    return Job(
-        clip, model, data, read, only, trainer, stage, stage_arguments, checkpoint, fingerprint, undefended, start
-    )
+    return Job(clip, model, data, read, only, trainer, stage, stage_arguments, checkpoint, fingerprint, undefended)
 
 
 def _plan(job: Job) -> Plan:

@@ -64,6 +64,9 @@ def record(
     trainer = made.trainer
     used = {} if trainer is None else trainer.args.used()
     settings = {name: str(value) if value == math.inf else value for name, value in used.items()}
+    if trainer is not None:
+        prompts: Any = trainer.model.active_peft_config  # type: ignore[union-attr]
+        settings |= {name: getattr(prompts, name) for name in ("num_context_tokens", "context_init")}
     history = [] if trainer is None else trainer.state.log_history
     return {
         "schema_version": SCHEMA_VERSION,
@@ -82,6 +85,7 @@ def record(
         "encoder": made.encoder,
         "after": made.after,
         "prompts": made.prompts,
+        "solution": trainer.solution.as_dict() if trainer is not None and trainer.solution is not None else None,
         "epochs": [entry for entry in history if "loss_bn" in entry],
         "peak_memory_bytes": peak_memory_bytes(training.device),
         "settings": json.loads(json.dumps({**given, **settings}, default=str)),

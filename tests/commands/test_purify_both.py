@@ -210,7 +210,11 @@ def test_two_processes_make_the_same(both, tmp_path):
     job = (
         SMALL_JOB
         | SMALL_ENCODER
-        | {"only": None, "output_dir": str(folder), "encoder_batch_size": 4, "per_device_train_batch_size": 12}
+        | {
+            "only": None,
+            "output_dir": str(folder),
+            "encoder_batch_size": 4,
+        }
     )
     config.write_text(yaml.safe_dump(job))
     printed = run_in_two_processes("-m", "peft_cbpt", "purify", "--config", str(config))
