@@ -14,59 +14,18 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.method.inversion import InversionSettings
 from peft_cbpt.method.losses import ObjectiveWeights
 from peft_cbpt.training.universal_settings import UniversalSettings
+from peft_cbpt.training.without_effect import (
+    PROMPTS_ONLY,
+    RUNNER_UP_ONLY,
+    UNIVERSAL_ONLY,
+    WITHOUT_EFFECT,
+    refuse_changed,
+)
 
 logger = logging.getLogger(__name__)
 FEWEST_STEPS = 30
 """After the prompt warm-up: 60 images in batches of 32 make as many in the default's 20 epochs, and are purified."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-RUNNER_UP_ONLY = (
-    "positives",
-    "norm",
-    "epsilon",
-    "inversion_steps",
-    "inversion_lr",
-    "inversion_step_rule",
-    "inversion_dtype",
-)
-UNIVERSAL_ONLY = ("perturbed_share", "universal_share")
-PROMPTS_ONLY = (
-    "warmup_epochs",
-    "learning_rate",
-    "momentum",
-    "weight_decay",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-)
-WITHOUT_EFFECT = {
-    "the context is learned by SGD": ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2")
-    + ("adam_epsilon",),
-    "the learning rate is constant within an epoch and has no warm-up; warmup_epochs is that of the prompts": (
-        "warmup_steps",
-    ),
-    "the losses are those of Eq. 13 to 15": ("label_smoothing_factor", "average_tokens_across_devices"),
-    "an outer step reads features and no text": (
-        "neftune_noise_alpha",
-        "train_sampling_strategy",
-        "length_column_name",
-    ),
-    "nothing but the context learns, and activation_memory_gb bounds what is kept": (
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-        "activation_checkpointing",
-        "activation_checkpointing_kwargs",
-        "auto_find_batch_size",
-        "torch_empty_cache_steps",
-    ),
-    "use compile_image_encoder": ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
-    "the model is small enough to lie whole in every process": ("fsdp", "fsdp_config", "deepspeed")
-    + ("parallelism_config",),
-    "it is for language models": ("use_liger_kernel", "liger_kernel_config", "use_cache"),
-    "every image counts": ("dataloader_drop_last",),
-    "the context stays in float32": ("fp16_full_eval", "bf16_full_eval"),
-    "compare checkpoints with evaluate": ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-    "the trainer's rows are its own": ("remove_unused_columns",),
-}
-"""By reason, the settings of `TrainingArguments` that would change nothing here, or cannot work."""
 
 
 @dataclass
@@ -311,15 +270,3 @@ class CBPTTrainingArguments(TrainingArguments):
             refuse_changed(self, ("fp16",), "a CPU has no half precision that is quicker; bf16 it has")
         for reason, names in WITHOUT_EFFECT.items():
             refuse_changed(self, names, reason)
-
-
-def refuse_changed(arguments: Any, names: tuple[str, ...], reason: str) -> None:
-    """See that settings have their defaults.
-
-    Raises:
-        InputError: if one has not.
-    """
-    for one in fields(arguments):
-        default = one.default_factory() if callable(one.default_factory) else one.default
-        if one.name in names and getattr(arguments, one.name) != default:
-            raise InputError(f"{one.name} has no effect here: {reason}; leave it out")

@@ -3,8 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from peft_cbpt.clip.pixels import PixelNormalizer
@@ -29,8 +28,9 @@ from peft_cbpt.method.losses import l_bn, purification_objective
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.checkpoints import check_checkpoint, write_job
 from peft_cbpt.training.class_shares import SharedClassEncoder
-from peft_cbpt.training.context_fit import PASSES_AN_EPOCH, ContextFit, fit_optimizer
+from peft_cbpt.training.context_fit import FITTED, PASSES_AN_EPOCH, ContextFit, fit_optimizer
 from peft_cbpt.training.dummy_triggers import DummyTriggers
+from peft_cbpt.training.epoch_callback import EpochCallback
 from peft_cbpt.training.epoch_log import EpochLog
 from peft_cbpt.training.frozen_images import FrozenImages, bank_key, freeze_images, open_cache
 from peft_cbpt.training.inner_loop import find_suspicion, make_dummy_triggers
@@ -104,7 +104,7 @@ class CBPTTrainer(Trainer):
         self._cache = open_cache(args)
         self._samples = checked_samples(train_dataset, model.class_names)
         self.encode_classes = SharedClassEncoder(model, args.process_index, args.device, args.activation_memory_gb)
-        self.add_callback(_EpochCallback(self))
+        self.add_callback(EpochCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Encode the clean images once, then train as `Trainer.train` does."""
@@ -134,7 +134,7 @@ class CBPTTrainer(Trainer):
         with torch.enable_grad():
             self.solution = solve(problem, self.args.seed)
         goal = from_all_processes(self.solution.features.cpu())[0].to(start.device)
-        return ContextFit(problem, goal)
+        return ContextFit(problem, goal, self.solution.anchor, self.args.seed)
 
     def get_train_dataloader(self) -> DataLoader:
         """Of bank rows; or so many passes over the class prompts, in which every process takes part."""
@@ -176,6 +176,10 @@ class CBPTTrainer(Trainer):
         return self._scale * features @ class_features.T
 
     @property
+    def _fitted_epochs(self) -> int:
+        return math.ceil(FITTED * self.state.max_steps / PASSES_AN_EPOCH)
+
+    @property
     def _epoch(self) -> int:
         return math.floor((self.state.epoch or 0) + 1e-6)
 
@@ -185,8 +189,11 @@ class CBPTTrainer(Trainer):
         With `outer_solver="features"` the distance of the class prompts to the solution instead.
         """
         if self.context_fit is not None:
+            encode = partial(self.encode_classes, model)
             with self.accelerator.autocast():
-                loss = self.context_fit.loss(lambda classes: self.encode_classes(model, classes))
+                fits = self._epoch < self._fitted_epochs
+                step = self.state.global_step
+                loss = self.context_fit.loss(encode) if fits else self.context_fit.outer_loss(encode, step)
             return (loss, {}) if return_outputs else loss
         assert self.frozen_images is not None and self.dummy_triggers is not None
         rows, bank = inputs["rows"], self.frozen_images.bank
@@ -219,7 +226,9 @@ class CBPTTrainer(Trainer):
         assert self.frozen_images is not None and self.dummy_triggers is not None
         self.epoch_log = EpochLog()
         if self.context_fit is not None:
-            self.context_fit.begin(self._encode_as_is, self.state.log_history)
+            self.context_fit.begin(partial(self.encode_classes, self.model), self.state.log_history)
+            if self._epoch == self._fitted_epochs:
+                self.optimizer.state.clear()  # gradients of another size follow
             return
         if self._epoch >= self.args.warmup_epochs:
             bank, class_features = self.frozen_images.bank, self.encode_classes(self.model)  # type: ignore[arg-type]
@@ -227,13 +236,10 @@ class CBPTTrainer(Trainer):
                 self._epoch, lambda rows: self._logits(bank.features[rows], class_features)
             )
 
-    def _encode_as_is(self, classes: Sequence[int] | None) -> Tensor:
-        return self.encode_classes(self.model, classes)  # type: ignore[arg-type]
-
     def end_epoch(self) -> dict[str, float]:
         """What the epoch is summed up by; empty if it had no step. All processes call."""
         if self.context_fit is not None:
-            self.context_fit.look(self._encode_as_is)
+            self.context_fit.look(partial(self.encode_classes, self.model))
             return self.context_fit.figures(self._epoch - 1)
         shares, self.epoch_log = gather_object([self.epoch_log]), EpochLog()
         for share in shares:
@@ -315,34 +321,3 @@ class CBPTTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.check_checkpoint(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-
-class _EpochCallback(TrainerCallback):
-    """Logs the means of an epoch."""
-
-    def __init__(self, trainer: CBPTTrainer):
-        self.trainer = trainer
-        self.learning_rate = 0.0
-
-    def on_epoch_begin(
-        self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.start_epoch()
-        self.learning_rate = self.trainer.optimizer.param_groups[0]["lr"]
-
-    def on_epoch_end(
-        self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        trainer = self.trainer
-        means = trainer.end_epoch()
-        if not means:
-            return
-        if not all(map(math.isfinite, means.values())):
-            raise InputError(
-                f"the losses of epoch {math.ceil(state.epoch or 0)} are not finite: lower learning_rate or the "
-                "weights of the losses; checkpoints of earlier epochs are whole"
-            )
-        trainer.log(means | {"learning_rate": self.learning_rate})
-        state.log_history[-1]["pseudo_targets"] = trainer.pseudo_targets()  # type: ignore[assignment]
-        if trainer.context_fit is not None and trainer.context_fit.is_done(state.log_history):
-            control.should_training_stop = True

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.training.text_feature_solver import OuterProblem
 
 PASSES_AN_EPOCH = 5
@@ -17,8 +18,10 @@ LEARNING_RATE = 0.6
 """In units of the root mean square of the token embedding."""
 ARRIVED = 2e-4
 """1 - cos to the goal, below which a class is left alone."""
-CLOSE, LEAST_GAIN, PATIENCE = 0.02, 0.02, 4
-"""The fit ends where so small a part of the objective's gap is left, or so many epochs close no more of what was."""
+CLOSE = 0.02
+"""The fit ends where so small a part of the objective's gap is left."""
+FITTED = 0.75
+"""Of the epochs, those that go towards the solution; in the others the prompts learn from the objective itself."""
 
 EncodeClasses = Callable[[Sequence[int] | None], Tensor]
 """From class indices, or None for all, to unit-norm text features of their prompts."""
@@ -30,10 +33,12 @@ class ContextFit:
     Args:
         problem: What these features solve.
         goal: Unit-norm (n_classes, D).
+        anchor: Weight of the anchor that they were found with.
+        seed: Of the images of a true outer step.
     """
 
-    def __init__(self, problem: OuterProblem, goal: Tensor):
-        self.problem, self.goal = problem, goal
+    def __init__(self, problem: OuterProblem, goal: Tensor, anchor: float, seed: int):
+        self.problem, self.goal, self.anchor, self.seed = problem, goal, anchor, seed
         self.reached: Tensor | None = None
         self._done = False
 
@@ -67,6 +72,18 @@ class ContextFit:
         self.reached[classes] = features.detach().to(self.reached)
         return (1 - (features * self.goal[classes]).sum(1)).sum()
 
+    def outer_loss(self, encode: EncodeClasses, step: int) -> Tensor:
+        """Of a true outer step: what the solver minimises, on a batch of images, of the prompts themselves."""
+        assert self.reached is not None
+        classes, labels = self.moving, self.problem.bank.labels
+        if not classes:
+            return 0 * encode([0]).sum()
+        generator = keyed_generator("outer step", self.seed, step)
+        count = self.problem.batch_size(len(labels))
+        rows = torch.from_numpy(generator.permutation(len(labels))[:count]).to(labels.device)
+        features = self.reached.index_copy(0, torch.tensor(classes, device=labels.device), encode(classes))
+        return self.problem.anchored(features, rows, step, self.anchor)
+
     @torch.no_grad()
     def figures(self, epoch: int) -> dict[str, float]:
         """What an epoch logs: the objective's parts with the prompts as they are, and how far these are."""
@@ -86,13 +103,8 @@ class ContextFit:
 
     def is_done(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Whether more passes would not pay, by what earlier epochs logged."""
-        gaps = [
-            self._gap(self.problem.start),
-            *(entry["objective_gap"] for entry in history if "objective_gap" in entry),
-        ]
-        earlier, late = gaps[:-PATIENCE], gaps[-PATIENCE:]
-        stands_still = bool(earlier) and min(late) > (1 - LEAST_GAIN) * min(earlier)
-        return not self.moving or gaps[-1] <= CLOSE * gaps[0] or stands_still
+        gap = [entry["objective_gap"] for entry in history if "objective_gap" in entry][-1]
+        return not self.moving or gap <= CLOSE * self._gap(self.problem.start)
 
 
 class RowAdam(torch.optim.SparseAdam):

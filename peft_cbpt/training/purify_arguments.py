@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.shots import ShotArguments
-from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments, refuse_changed
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
+from peft_cbpt.training.without_effect import refuse_changed
 from peft_cbpt.tuner.config import CONTEXT_INITS, CBPTConfig
 
 ENCODER, PROMPTS = "encoder", "prompts"

@@ -67,6 +67,14 @@ class OuterProblem:
     scale: float
     weights: ObjectiveWeights
 
+    def batch_size(self, n_images: int) -> int:
+        """Images of a step, so that the steps of an epoch see all of them."""
+        return max(math.ceil(n_images * len(self.epochs) / STEPS), min(SMALLEST_BATCH, n_images))
+
+    def anchored(self, features: Tensor, rows: Tensor, epoch: int, anchor: float) -> Tensor:
+        """What is minimised: the objective plus `anchor` times the mean 1 - cos to the undefended features."""
+        return self.objective(features, rows, epoch)[0] + anchor * (1 - (features * self.start).sum(1)).mean()
+
     def objective(self, features: Tensor, rows: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Of text features (n_classes, D) on bank rows (B,): the objective, and what is logged of it."""
         labels, drawn = self.bank.labels[rows], self.epochs[epoch % len(self.epochs)]
@@ -165,15 +173,14 @@ def solve_on(problem: OuterProblem, rows: Tensor, anchor: float, seed: int) -> T
     moved = torch.zeros_like(problem.start, requires_grad=True)
     optimizer = torch.optim.Adam([moved], LEARNING_RATE)
     epochs = len(problem.epochs)
-    batch = max(math.ceil(len(rows) * epochs / STEPS), min(SMALLEST_BATCH, len(rows)))
+    batch = problem.batch_size(len(rows))
     generator = keyed_generator("text features", seed)
     turns = math.ceil(STEPS * batch / len(rows))
     order = torch.from_numpy(np.concatenate([generator.permutation(len(rows)) for _ in range(turns)]))
     for step, part in enumerate(order.split(batch)[:STEPS]):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
         features = F.normalize(problem.start + moved, dim=1)
-        loss, _ = problem.objective(features, rows[part.to(rows.device)], step * epochs // STEPS)
-        loss = loss + anchor * (1 - (features * problem.start).sum(1)).mean()
+        loss = problem.anchored(features, rows[part.to(rows.device)], step * epochs // STEPS, anchor)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
