@@ -18,8 +18,9 @@ from peft_cbpt.features.plan import Plan
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE
 from peft_cbpt.hub.evidence import figure_rows, moments, suspected
 from peft_cbpt.purification import purify as run_purification
-from peft_cbpt.training.cbpt_arguments import WITHOUT_EFFECT, CBPTTrainingArguments
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.purify_arguments import ENCODER, PurifyArguments
+from peft_cbpt.training.without_effect import WITHOUT_EFFECT
 
 PAGE = HelpPage(
     "purify",
