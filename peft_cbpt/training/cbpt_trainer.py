@@ -92,7 +92,8 @@ class CBPTTrainer(Trainer):
         self.solution: Solution | None = None
         self.context_fit: ContextFit | None = None
         self.epoch_log = EpochLog()
-        if args.solves_features and model.active_peft_config.unified_context:
+        prompts: Any = model.active_peft_config
+        if args.solves_features and prompts.unified_context:
             raise InputError(
                 "one unified context cannot have the features of every class: set outer_solver to prompts"
             )

@@ -18,7 +18,7 @@ LEARNING_RATE = 0.6
 """In units of the root mean square of the token embedding."""
 ARRIVED = 2e-4
 """1 - cos to the goal, below which a class is left alone."""
-CLOSE = 0.02
+CLOSE = 0.01
 """The fit ends where so small a part of the objective's gap is left."""
 FITTED = 0.75
 """Of the epochs, those that go towards the solution; in the others the prompts learn from the objective itself."""

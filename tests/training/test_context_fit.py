@@ -75,7 +75,7 @@ def test_true_outer_steps_lower_the_objective_and_leave_alone_what_arrived(fitte
 def test_the_fit_is_done_when_nothing_moves_or_no_gap_is_left(fitted):
     tower, fit, _ = fitted
     gap = fit.figures(0)["objective_gap"]
-    logged = [{"objective_gap": part * gap} for part in (0.5, 0.01)]
+    logged = [{"objective_gap": part * gap} for part in (0.5, 0.005)]
     assert not fit.is_done(logged[:1]) and fit.is_done(logged)
     fit.reached = fit.goal.clone()
     assert fit.is_done(logged[:1])
