@@ -229,11 +229,17 @@ def test_a_dry_run_plans_both(tmp_path, capsys):
 
 
 CONTRADICTIONS = {
-    "the paper's triggers": ({"only": "encoder", "dummy_triggers": "runner_up"}, "leave one of them out"),
+    "the paper's triggers": (
+        {"only": "encoder", "dummy_triggers": "runner_up", "warmup_epochs": 1},
+        "leave one of them out",
+    ),
     "encoder settings without it": ({"only": "prompts", "encoder_steps": 2}, "only prompts are made"),
     "prompt settings without them": ({"only": "encoder", "num_context_tokens": 2}, "only the encoder is purified"),
     "neither": ({"only": "nothing"}, "invalid choice"),
-    "runner-up means prompts": ({"dummy_triggers": "runner_up", "encoder_rank": 2}, "only prompts are made"),
+    "runner-up means prompts": (
+        {"dummy_triggers": "runner_up", "encoder_rank": 2, "warmup_epochs": 1},
+        "only prompts are made",
+    ),
 }
 
 
