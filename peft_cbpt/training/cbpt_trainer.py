@@ -119,7 +119,7 @@ class CBPTTrainer(Trainer):
     @torch.no_grad()
     def _solve(self, bank: FeatureBank, dummies: DummyTriggers) -> ContextFit:
         with self.model.disable_adapter():
-            start = self.encode_classes(self.model)
+            start = self.model.encode_class_prompts().float()
         scale, weights = self._scale.item(), self.args.objective_weights()
         problem = OuterProblem(bank, perturbed_epochs(dummies, bank, start), start, scale, weights)
         with torch.enable_grad():
