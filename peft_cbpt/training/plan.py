@@ -15,7 +15,7 @@ from peft_cbpt.training.encoder_trainer import TRIGGERS_A_STEP, EncoderPurifier
 from peft_cbpt.training.memory import image_batch_size
 from peft_cbpt.training.samples import load_pixels
 from peft_cbpt.training.text_feature_solver import num_epochs
-from peft_cbpt.training.trigger_pool import RUNGS
+from peft_cbpt.training.trigger_pool import climbs_of
 from peft_cbpt.training.universal_features import trigger_passes
 
 INVERSIONS_AN_IMAGE = 2
@@ -57,16 +57,14 @@ def plan_tuning(trainer: CBPTTrainer, n_test_images: int, n_triggers: int) -> Pl
 
 
 def plan_encoder(trainer: EncoderPurifier) -> Plan:
-    """All of `purify_encoder`; every family of triggers is taken to climb to its last rung."""
+    """All of `purify_encoder`."""
     model: Any = trainer.model
     args, n_images = trainer.args, len(trainer.images)
     model.to(args.device).eval()
     batch = args.train_batch_size * args.gradient_accumulation_steps
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * n_images / batch)
-    searches = len(args.kinds) * len(RUNGS) + steps // args.search_every
-    searched = searches * args.search_images
-    passes = Passes(
-        n_images + (3 + DRAWN) * searched + steps * batch, searched * args.search_steps + 2 * steps * batch
-    )
+    anew = steps // args.search_every * args.search_images
+    passes = ladder_passes(min(NUM_IMAGES, n_images), climbs_of(args.kinds))
+    passes += Passes((2 + DRAWN) * anew + steps * batch, anew * args.search_steps + 2 * steps * batch)
     pixels = trainer.load(range(min(batch, n_images)))
     return make_plan({"images": n_images, "triggers a step": TRIGGERS_A_STEP}, passes, trainer.encode, pixels, steps)
