@@ -263,15 +263,15 @@ def _make(job: Job, training: CBPTTrainingArguments, base: str, output: Path, st
             after = measured(seen, head)
         return Made(job.model, seen, seen, job.undefended, head, before, None, after, job.trainer)
     assert job.encoder is not None
-    suspicion = Suspicion([], [])
+    suspicion, searches = Suspicion([], []), None
     if job.trainer is not None:
         with stopwatch("scan"):
-            suspicion = job.trainer.look_for_suspects()
+            suspicion, searches = job.trainer.look_for_suspects()
     with stopwatch("encoder"):
         prompts: Any = job.model.active_peft_config
         job.model.unload()
         with unnamed(job.clip):
-            purified = job.stage.run(job.clip, job.data.shots, job.encoder, base)
+            purified = job.stage.run(job.clip, job.data.shots, job.encoder, base, searches)
     with stopwatch("measure encoder"):
         repaired = _encode(job)
         alone = measured(repaired, job.undefended)

@@ -3,6 +3,7 @@
 --only encoder makes no prompts; --only prompts is the paper's shape, on the encoder as it is.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,3 +98,4 @@ def _print(results: Mapping[str, Any], output: str) -> None:
     for what, skipped in results["skipped"].items():
         print_skipped(what, skipped)
     print(f"\nadapter, {RESULTS_FILE} and picture: {output}")
+    print(f"next, a page of what changed: peft-cbpt report {shlex.quote(output)}")

@@ -26,7 +26,6 @@ from peft_cbpt.evaluation.measure import template_text_features
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, SCHEMA_VERSION, TRIGGERS_FILE, read_json
 from peft_cbpt.hub.opening import adapter_folder, load_adapter, load_base
 from peft_cbpt.method.inversion import InversionSettings
-from peft_cbpt.reports.style import png_bytes
 from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
@@ -83,7 +82,7 @@ def draw_report(
     )
     pictures = draw_pictures(purified, results)
     for picture in tqdm(pictures, desc="writing", leave=False):
-        write_bytes(output / f"{picture.name}.png", png_bytes(picture.figure))
+        write_bytes(output / f"{picture.name}.png", picture.png)
     page = render_page(results, pictures, shown_settings(results["settings"]))
     write_bytes(output / PAGE_FILE, page.encode())
     return output, [picture.name for picture in pictures]

@@ -20,6 +20,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.processes import from_all_processes
+from peft_cbpt.detection.ladder import Search
 from peft_cbpt.detection.reading import Vocabulary
 from peft_cbpt.detection.suspects import Suspicion
 from peft_cbpt.features.bank import FeatureBank
@@ -115,8 +116,8 @@ class CBPTTrainer(Trainer):
             self.context_fit = self._solve(images.bank, self.dummy_triggers)
         return super().train(*args, **kwargs)
 
-    def look_for_suspects(self) -> Suspicion:
-        """What a scan of the model finds among its classes; all processes call."""
+    def look_for_suspects(self) -> tuple[Suspicion, list[Search]]:
+        """What a scan of the model finds among its classes, and its searches; all processes call."""
         return find_suspicion(self.model, self._freeze(), self.args.seed, self.vocabulary)
 
     def _freeze(self) -> FrozenImages:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import removed_afterwards, write_json
+from peft_cbpt.detection.ladder import Search
 from peft_cbpt.features.cache import fingerprint
 from peft_cbpt.training.checkpoints import JOB_FILE
 from peft_cbpt.training.encoder_arguments import WITHOUT_EFFECT, EncoderPurifierArguments
@@ -83,7 +85,14 @@ class EncoderStage:
         found = [one for one in self.folder.glob("checkpoint-*") if self.resumes and _is_whole(one)]
         return str(max(found, key=lambda one: int(one.name.split("-")[1]), default="")) or None
 
-    def run(self, clip: LoadedCLIP, images: Any, args: EncoderPurifierArguments, base: str) -> PeftModel:
+    def run(
+        self,
+        clip: LoadedCLIP,
+        images: Any,
+        args: EncoderPurifierArguments,
+        base: str,
+        searches: Sequence[Search] | None = None,
+    ) -> PeftModel:
         """The CLIP with its LoRA; all processes call.
 
         Args:
@@ -91,6 +100,7 @@ class EncoderStage:
             images: Rows of `pixel_values`.
             args: The settings.
             base: What the LoRA's config calls the model.
+            searches: What a scan of the model found, where one was made.
         """
         state = PartialState()
         if self.finished:
@@ -102,7 +112,7 @@ class EncoderStage:
                 self.folder.mkdir(parents=True)
             write_json(self.folder / JOB_FILE, {"job": self.job})
         state.wait_for_everyone()
-        trainer = EncoderPurifier(clip.model, args, images, clip.normalize)
+        trainer = EncoderPurifier(clip.model, args, images, clip.normalize, searches)
         trainer.train(resume_from_checkpoint=checkpoint)
         self.epochs = [entry for entry in trainer.state.log_history if "loss_hold" in entry]
         purified: Any = trainer.accelerator.unwrap_model(trainer.model)

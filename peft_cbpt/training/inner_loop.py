@@ -9,7 +9,7 @@ from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.detection.ladder import Climb
+from peft_cbpt.detection.ladder import Climb, Search
 from peft_cbpt.detection.reading import Vocabulary
 from peft_cbpt.detection.rounds import NUM_IMAGES, read_searches, search_rounds
 from peft_cbpt.detection.suspects import Suspicion, suspicion_from
@@ -55,14 +55,19 @@ def make_dummy_triggers(
         positives: Any = args.positives
         dtype = DTYPES[args.inversion_dtype]
         return RunnerUpTriggers(images, args.inversion_settings(), positives, args.seed, dtype)
-    found = find_suspicion(model, images, args.seed, vocabulary) if suspicion is None else suspicion
+    found = find_suspicion(model, images, args.seed, vocabulary)[0] if suspicion is None else suspicion
     return _universal(model, images, args, found)
 
 
-def find_suspicion(model: Any, images: FrozenImages, seed: int, vocabulary: Vocabulary | None = None) -> Suspicion:
+def find_suspicion(
+    model: Any, images: FrozenImages, seed: int, vocabulary: Vocabulary | None = None
+) -> tuple[Suspicion, list[Search]]:
     """Scan for classes that a backdoor may aim at, as far as the cache lacks the searches; all processes call.
 
     Arguments are those of `make_dummy_triggers`.
+
+    Returns:
+        What is suspected, and the searches that it was read from.
     """
     encode, bank = images.encode_image, images.bank
     job = {"bank": images.key, "seed": seed}
@@ -76,7 +81,7 @@ def find_suspicion(model: Any, images: FrozenImages, seed: int, vocabulary: Voca
         pixels = images.load(spread_rows(bank.labels, NUM_IMAGES, keyed_generator("search images", seed)))
         searched = search_rounds(encode, pixels, names, seed, kept)
         read = read_searches(searched, names, lambda: key_candidates(model), seed)
-    return suspicion_from(read.weighed, read.readings, names)
+    return suspicion_from(read.weighed, read.readings, names), searched.searches
 
 
 def _universal(
