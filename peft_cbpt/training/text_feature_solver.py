@@ -1,8 +1,8 @@
 """The outer problem (Eq. 16) solved for a matrix of text features, before any context has to express them.
 
 The image side is frozen, so the objective depends on the prompts through their text features only. As free unit-norm
-vectors these are found in seconds, without a pass of the text tower. An anchor holds what the undefended prompts say of
-the clean images; how firmly, images that were held out decide.
+vectors these are found in seconds, without a pass of the text tower. An anchor holds what the undefended prompts say
+of the clean images; how firmly, images that were held out decide.
 """
 
 import math
