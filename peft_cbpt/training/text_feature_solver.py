@@ -1,8 +1,8 @@
 """The outer problem (Eq. 16) solved for a matrix of text features, before any context has to express them.
 
 The image side is frozen, so the objective depends on the prompts through their text features only. As free unit-norm
-vectors these are found in seconds, without a pass of the text tower. An anchor holds them near those of the undefended
-prompts; how firmly, images that were held out decide.
+vectors these are found in seconds, without a pass of the text tower. An anchor holds what the undefended prompts say
+of the clean images; how firmly, images that were held out decide.
 """
 
 import math
@@ -26,8 +26,10 @@ STEPS, SMALLEST_BATCH, LEARNING_RATE = 60, 64, 1e-2
 """Of Adam, with a rate that falls as a cosine."""
 MOST_EPOCHS, FEWEST_EPOCHS, IMAGES = 20, 4, 20_000
 """Dummy triggers are drawn anew in every epoch; epochs are as many as show so many images."""
-ANCHORS = (100.0, 30.0, 10.0, 5.0, 2.5, 1.0)
+ANCHORS = (100.0, 30.0, 10.0, 3.0, 1.0)
 """Weights of the anchor, from firm to loose."""
+NEARNESS = 1.0
+"""Weight of the mean 1 - cos to the undefended text features."""
 TOLERANCE = 0.01
 """Of clean accuracy on images that were held out, what a solution may cost."""
 FOLDS, HELD_OUT = 4, 1000
@@ -72,8 +74,15 @@ class OuterProblem:
         return max(math.ceil(n_images * len(self.epochs) / STEPS), min(SMALLEST_BATCH, n_images))
 
     def anchored(self, features: Tensor, rows: Tensor, epoch: int, anchor: float) -> Tensor:
-        """What is minimised: the objective plus `anchor` times the mean 1 - cos to the undefended features."""
-        return self.objective(features, rows, epoch)[0] + anchor * (1 - (features * self.start).sum(1)).mean()
+        """What is minimised: the objective plus `anchor` times KL(undefended || these) of the clean images.
+
+        Features that no image speaks for are held by `NEARNESS` to the undefended ones.
+        """
+        clean = self.scale * self.bank.features[rows]
+        undefended, current = (clean @ self.start.T).softmax(1), (clean @ features.T).log_softmax(1)
+        divergence = F.kl_div(current, undefended, reduction="batchmean")
+        apart = (1 - (features * self.start).sum(1)).mean()
+        return self.objective(features, rows, epoch)[0] + anchor * divergence + NEARNESS * apart
 
     def objective(self, features: Tensor, rows: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Of text features (n_classes, D) on bank rows (B,): the objective, and what is logged of it."""
@@ -169,7 +178,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def solve_on(problem: OuterProblem, rows: Tensor, anchor: float, seed: int) -> Tensor:
-    """Features (n_classes, D) that minimise the objective on some bank rows plus `anchor` times the mean 1 - cos."""
+    """Features (n_classes, D) that minimise the objective on some bank rows plus the anchor."""
     moved = torch.zeros_like(problem.start, requires_grad=True)
     optimizer = torch.optim.Adam([moved], LEARNING_RATE)
     epochs = len(problem.epochs)

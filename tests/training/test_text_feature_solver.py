@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from peft_cbpt.features.bank import FeatureBank
 from peft_cbpt.method.losses import ObjectiveWeights
+from peft_cbpt.training import text_feature_solver
 from peft_cbpt.training.text_feature_solver import (
     ANCHORS,
     FEWEST_EPOCHS,
@@ -64,16 +65,14 @@ def test_a_firm_anchor_holds_features_near_their_start():
 
 
 def test_an_anchor_that_costs_accuracy_on_held_out_images_is_not_taken(monkeypatch):
-    problem, right = backdoored(4), OuterProblem.accuracy
-    moved = 1 - (solve_on(problem, torch.arange(20), 30.0, 0) * problem.start).sum(1).mean()
-
-    def costs_where_features_move(self, features, rows):
-        return right(self, features, rows) - (1 - (features * self.start).sum(1).mean() > 1.2 * moved).float().item()
-
-    monkeypatch.setattr(OuterProblem, "accuracy", costs_where_features_move)
-    solution = solve(problem, 0)
-    taken = list(solution.held_out)
-    assert solution.anchor == taken[-2] and solution.held_out[taken[-1]] < solution.undefended - 0.01
+    """Features are as long here as their anchor is firm, and what was solved with an anchor of 3 is half wrong."""
+    monkeypatch.setattr(text_feature_solver, "solve_on", lambda problem, rows, anchor, seed: anchor * problem.start)
+    monkeypatch.setattr(
+        OuterProblem, "accuracy", lambda self, features, rows: 1 - 0.5 * (2 < features.norm(dim=1)[0] < 4)
+    )
+    solution = solve(backdoored(4), 0)
+    assert solution.anchor == 10 and list(solution.held_out) == [100, 30, 10, 3]
+    assert solution.held_out[3] == 0.5 and solution.undefended == 1
 
 
 def test_with_one_shot_nothing_is_held_out():
