@@ -230,7 +230,8 @@ def _plan(job: Job) -> Plan:
         base: Any = job.model.unload()
         encoder = EncoderPurifier(base, job.encoder, job.data.shots, job.clip.normalize)
         plans.append(plan_encoder(encoder))
-        encoder.model.unload()  # type: ignore[operator]
+        adapted: Any = encoder.model
+        adapted.unload()
         with suppress(OSError):  # the trainer has made it
             job.stage.folder.rmdir()
     return together(plans)
@@ -239,7 +240,7 @@ def _plan(job: Job) -> Plan:
 def _encode(job: Job) -> EncodedImages:
     """The test images, by the encoder as it is now."""
     clip, device = job.clip, PartialState().device
-    clip.model.to(device).eval()  # type: ignore[arg-type]
+    clip.model.to(device).eval()
     triggers = {name: attack.trigger for name, attack in job.attacks.items()}
     encoder = image_encoder(clip.model, clip.normalize)
     return encode_images(encoder, job.data.test, triggers, device, EVALUATION_BATCH_SIZE)

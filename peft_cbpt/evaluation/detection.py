@@ -106,9 +106,9 @@ class Detection:
                 for name in versions
             }
             for name, attack in versions.items():
-                own = every[name] if attack is None else every[name][all_labels != names.index(attack.target_class)]
+                scored = every[name] if attack is None else every[name][all_labels != names.index(attack.target_class)]
                 where = {"dataset": eval_set.name, "classifier": classifier.name, "attack": name}
-                rows.append(where | _figures(own, every[CLEAN] if attack else None, threshold))
+                rows.append(where | _figures(scored, every[CLEAN] if attack else None, threshold))
         return rows
 
 

@@ -1,6 +1,7 @@
 """Opening what `purify` left behind: results, base model and adapter."""
 
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
@@ -53,9 +54,9 @@ def load_adapter(folder: Path, clip: LoadedCLIP) -> PeftModel:
     Raises:
         InputError: if the adapter is damaged or belongs to another base.
     """
-    prompts = isinstance(read_adapter(folder), CBPTConfig)  # a LoRA knows no strictness
+    strict: Any = {"strict": True} if isinstance(read_adapter(folder), CBPTConfig) else {}  # a LoRA knows none
     try:
-        return PeftModel.from_pretrained(clip.model, str(folder), **({"strict": True} if prompts else {})).eval()
+        return PeftModel.from_pretrained(clip.model, str(folder), **strict).eval()
     except Exception as error:  # peft, safetensors and torch raise many kinds
         line = " ".join(str(error).split())
         raise InputError(f"cannot load the adapter in {folder} onto this base model: {line}") from error

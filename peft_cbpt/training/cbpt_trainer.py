@@ -3,7 +3,8 @@
 import math
 import os
 import shutil
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ class CBPTTrainer(Trainer):
         assert self.frozen_images is not None and self.dummy_triggers is not None
         self.epoch_log = EpochLog()
         if self.context_fit is not None:
-            self.context_fit.begin(partial(self.encode_classes, self.model), self.state.log_history)
+            self.context_fit.begin(self._encode_as_is, self.state.log_history)
             if self._epoch == self._fitted_epochs:
                 self.optimizer.state.clear()  # gradients of another size follow
             return
@@ -237,10 +238,13 @@ class CBPTTrainer(Trainer):
                 self._epoch, lambda rows: self._logits(bank.features[rows], class_features)
             )
 
+    def _encode_as_is(self, classes: Sequence[int] | None) -> Tensor:
+        return self.encode_classes(self.model, classes)  # type: ignore[arg-type]
+
     def end_epoch(self) -> dict[str, float]:
         """What the epoch is summed up by; empty if it had no step. All processes call."""
         if self.context_fit is not None:
-            self.context_fit.look(partial(self.encode_classes, self.model))
+            self.context_fit.look(self._encode_as_is)
             return self.context_fit.figures(self._epoch - 1)
         shares, self.epoch_log = gather_object([self.epoch_log]), EpochLog()
         for share in shares:
@@ -257,7 +261,7 @@ class CBPTTrainer(Trainer):
             counts = self.context_fit.problem.pseudo_targets(self._epoch - 1)
         else:
             counts = self.epoch_log.pseudo_targets()
-        names = self.model.class_names
+        names: Any = self.model.class_names
         return {names[label]: count for label, count in counts.most_common()}
 
     def prediction_step(

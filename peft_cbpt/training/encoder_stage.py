@@ -128,7 +128,8 @@ class EncoderStage:
         staging = self.folder / STAGING_FOLDER
         name: Any = purified.active_adapter
         with removed_afterwards(staging):
-            write_lora(staging, purified.peft_config[name], encoder_weights(purified, name), base or None)
+            config: Any = purified.peft_config[name]
+            write_lora(staging, config, encoder_weights(purified, name), base or None)
             for file in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
                 os.replace(staging / file, self.folder / file)
         write_json(self.folder / JOB_FILE, {"job": self.job, "epochs": self.epochs})

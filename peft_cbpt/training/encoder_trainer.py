@@ -195,8 +195,8 @@ class EncoderPurifier(Trainer):
         key = ("views", self.args.seed, self.state.global_step, self.args.process_index, *rows.tolist())
         generator = torch.Generator().manual_seed(int(keyed_generator(*key).integers(2**62)))
         changed = pixels.clone()
-        part = round(CHANGED_PART * len(pixels))
-        changed[:part] = changed_images(pixels[:part], generator)
+        n_changed = round(CHANGED_PART * len(pixels))
+        changed[:n_changed] = changed_images(pixels[:n_changed], generator)
         with torch.no_grad(), self._original():
             held = self.encode(changed)
         unwrapped: Any = self.accelerator.unwrap_model(model)

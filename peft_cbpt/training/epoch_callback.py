@@ -35,6 +35,6 @@ class EpochCallback(TrainerCallback):
                 "weights of the losses; checkpoints of earlier epochs are whole"
             )
         trainer.log(means | {"learning_rate": self.learning_rate})
-        state.log_history[-1]["pseudo_targets"] = trainer.pseudo_targets()  # type: ignore[assignment]
+        state.log_history[-1]["pseudo_targets"] = trainer.pseudo_targets()
         if trainer.context_fit is not None and trainer.context_fit.is_done(state.log_history):
             control.should_training_stop = True

@@ -78,7 +78,8 @@ def tune_on(
     tuned = copy.deepcopy(prompts)
     tuned.base_fingerprint = None
     merged = get_peft_model(copy.deepcopy(purified).merge_and_unload(), tuned)
-    shots, held = split_shots(first.images)
+    images: Any = first.images
+    shots, held = split_shots(images)
     trainer = CBPTTrainer(merged, training, shots, clip.normalize, first.vocabulary, suspicion)
     checkpoint = find_checkpoint(training.resume_from_checkpoint, output, trainer.check_checkpoint, overwrite=True)
     tune(trainer, clip, checkpoint, output)

@@ -122,7 +122,7 @@ def find_anew(
     generator: np.random.Generator,
 ) -> FoundTrigger:
     """A trigger that moves the images of an encoder to one of the directions (K, D), of any family, place and size."""
-    family = families[generator.integers(len(families))]
+    family = families[int(generator.integers(len(families)))]
     climbs = climbs_of([family])
     climb = climbs[generator.integers(len(climbs))]
     size = climb.sizes[generator.integers(len(climb.sizes))]
