@@ -33,10 +33,10 @@ def list_figures(encoded: EncodedImages, text: Tensor, target: int | None) -> di
         place[kept] = torch.arange(count)
         rows = place[encoded.labels] >= 0
         labels = place[encoded.labels[rows]]
-        accuracies.append(accuracy(encoded.clean[rows], labels, text[kept]))
+        accuracies.append(_share((encoded.clean[rows] @ text[kept].T).argmax(1) == labels))
         if target is not None:
-            hit = attack_result(encoded.triggered["trigger"][rows], labels, text[kept], int(place[target]))
-            successes.append(hit["attack_success_rate"])
+            called = (encoded.triggered["trigger"][rows] @ text[kept].T).argmax(1)
+            successes.append(_share((called == place[target])[labels != place[target]]))
     shares = {"mean_clean_accuracy": statistics.mean(accuracies), "worst_clean_accuracy": min(accuracies)}
     if successes:
         shares |= {"mean_attack_success_rate": statistics.mean(successes), "worst_attack_success_rate": max(successes)}

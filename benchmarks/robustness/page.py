@@ -21,6 +21,7 @@ LABELS = {
     "clean": "clean CLIP",
 }
 PAIR = ("clean_accuracy", "attack_success_rate")
+TRIPLE = (*PAIR, "robust_accuracy")
 
 
 class Cells:
@@ -81,7 +82,7 @@ def planted_rows(stored: Cells) -> Iterable[list[str]]:
         attacks = next(one["attacks"] for one in every if one)
         for attack in attacks:
             label = label_of(model) + (f": {attack}" if len(attacks) > 1 else "")
-            yield [label, verdict, *(_under(one, attack, *PAIR, "robust_accuracy") for one in every)]
+            yield [label, verdict, *(_under(one, attack, *TRIPLE) for one in every)]
 
 
 def rebound_rows(stored: Cells) -> Iterable[list[str]]:
@@ -112,7 +113,7 @@ def interface_rows(stored: Cells) -> Iterable[list[str]]:
     for model in stored.models("interfaces"):
         every = stored.figures(model, "interfaces")
         for name in max((one for one in every if one), key=len):
-            yield [label_of(model), name, *(shown(one and one.get(name), *PAIR) for one in every)]
+            yield [label_of(model), name, *(shown(one and one.get(name), *TRIPLE) for one in every)]
 
 
 def _under(figures: dict[str, Any] | None, attack: str, *names: str) -> str:
