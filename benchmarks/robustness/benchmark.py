@@ -84,7 +84,7 @@ def name_of(model: str) -> str:
 
 def cell(model: str, defence: str, test: str, world: World, arguments: RobustnessArguments) -> dict[str, Any]:
     """The figures of a test on a defended model, which is made if it is missing."""
-    folder = Path(arguments.work_dir) / world.name / f"{name_of(model)}-{defence}-seed{arguments.seed}"
+    folder = Path(arguments.work_dir) / world.name / f"{name_of(model)}-seed{arguments.seed}" / defence
     made = defend(defence, model, world, arguments.seed, folder)
     stopwatch, (run, settings) = Stopwatch(), TESTS[test]
     with stopwatch(test):

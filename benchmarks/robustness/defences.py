@@ -1,6 +1,7 @@
 """The defences that are tested, each a function that writes what it makes of a model into a folder."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,8 +88,10 @@ def encoder(model: str, world: World, seed: int, folder: Path) -> None:
 
 
 def both(model: str, world: World, seed: int, folder: Path) -> None:
-    """Prompts on the purified encoder."""
-    encoder(model, world, seed, folder)
+    """Prompts on the purified encoder, which is made beside `folder` if it is not there."""
+    purified = folder.parent / "encoder"
+    defend("encoder", model, world, seed, purified)
+    shutil.copytree(purified / CLIP_FOLDER, folder / CLIP_FOLDER, dirs_exist_ok=True)
     prompts(str(folder / CLIP_FOLDER), world, seed, folder)
 
 
