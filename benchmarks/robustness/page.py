@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.robustness.reactivation import BUDGETS, REGIONS, WORKS
-from benchmarks.robustness.rebound import EPOCHS, WAYS
+from benchmarks.robustness.rebound import EPOCHS, SETTINGS, WAYS
 
 TEXT = Path(__file__).with_name("page.md")
 MISSING = "–"
@@ -49,6 +49,8 @@ def render(cells: Iterable[Cell]) -> str:
         rebound=table(["model", "what is trained", "epoch", *LABELS.values()], rebound_rows(stored)),
         reactivation=table(["model", "what may change", *LABELS.values()], reactivation_rows(stored)),
         interfaces=table(["model", "used as", *LABELS.values()], interface_rows(stored)),
+        pairs=f"{SETTINGS['num_pairs']:,}",
+        rate=SETTINGS["learning_rate"],
         budgets=", ".join(map(str, BUDGETS)),
         works=f"{100 * WORKS:.0f}%",
     )

@@ -19,7 +19,7 @@ from peft_cbpt.training.finetune import FinetuneArguments, finetune_clip
 WAYS = ("all weights", "projections", "LoRA")
 EPOCHS = (1, 2, 5)
 RANK = 8
-SETTINGS = {"num_pairs": 3200, "num_epochs": max(EPOCHS), "batch_size": 64, "learning_rate": 5e-4, "warmup_steps": 10}
+SETTINGS = {"num_pairs": 1600, "num_epochs": max(EPOCHS), "batch_size": 64, "learning_rate": 5e-4, "warmup_steps": 10}
 
 
 def rebound(model: str, defended: Defended, world: World, seed: int) -> dict[str, Any]:
