@@ -8,8 +8,6 @@ from peft_cbpt.attacks.attack_file import read_attacks
 from peft_cbpt.evaluation.measure import encode_images, measure
 from peft_cbpt.scanning import Verdict, scan
 
-SETTINGS: dict[str, Any] = {}
-
 
 def measured(model: str, defended: Defended, world: World) -> dict[str, Any]:
     """CA, and ASR and true class under each trigger, on the test images."""
