@@ -67,7 +67,7 @@ def zoo(argv: Sequence[str]) -> None:
         write_json(output / TABLE_FILE, gather(output))
     if arguments.table:
         write_json(Path(arguments.table), gather(output))
-    _print_table(gather(output))
+    print_table(gather(output))
 
 
 def folder_of(output_dir: str | Path, attack: str, target_class: str, seed: int) -> Path:
@@ -158,7 +158,8 @@ def _targets(folder: Path) -> dict[str, str]:
     return {name: one.target_class for name, one in read_attacks([str(file) for file in files], found).items()}
 
 
-def _print_table(table: dict) -> None:
+def print_table(table: dict) -> None:
+    """The figures of the models, as Markdown."""
     columns = "attack|target|seed|poison rate|clean accuracy|attack success|clean CLIP under the trigger|minutes"
     print(f"| {columns.replace('|', ' | ')} |\n|{'---|' * 8}")
     for model in table["models"]:

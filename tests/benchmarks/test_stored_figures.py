@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import pocket_purify
 from benchmarks.paper.benchmark import benchmark
+from benchmarks.paper.zoo import print_table
 
 ROOT = Path(__file__).parents[2]
 README = " ".join((ROOT / "README.md").read_text().split())
@@ -40,6 +41,11 @@ def test_the_page_of_results_is_made_of_the_stored_cells(tmp_path, monkeypatch):
     shutil.copytree("docs/images/results", tmp_path / "images" / "results")
     benchmark(["--render_only", "true", "--page", str(tmp_path / "results.md")])
     assert (tmp_path / "results.md").read_text() == PAGE, "run: python -m benchmarks.paper --render_only true"
+
+
+def test_the_table_of_other_attacks_is_made_of_the_stored_models(capsys):
+    print_table(json.loads((ROOT / "benchmarks" / "results" / "zoo_other.json").read_text()))
+    assert capsys.readouterr().out in (ROOT / "docs" / "attacks.md").read_text()
 
 
 def test_the_tables_of_readme_and_models_are_made_of_the_stored_runs(capsys, monkeypatch):
