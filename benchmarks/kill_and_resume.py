@@ -23,13 +23,13 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "kill_and_resume.json"
 JOB = """--model_name_or_path pocket:badnet --dataset_name pocket:base --num_classes 6 --num_shots 4
---test_images_per_class 2 --warmup_epochs 2 --per_device_train_batch_size 4 --inversion_batch_size 4
+--test_images_per_class 2 --inversion_batch_size 4
 --use_cpu --disable_tqdm true""".split()
-INNER_LOOP = "--norm inf --inversion_step_rule sign --inversion_lr 0.008".split()
+LOOP = "--warmup_epochs 2 --per_device_train_batch_size 4 --norm inf --inversion_step_rule sign --inversion_lr 0.008"
 
 
 def command(output: Path, target: str, epochs: int) -> list[str]:
-    inner = INNER_LOOP if target == "runner_up" else []
+    inner = LOOP.split() if target == "runner_up" else []
     options = [
         *JOB,
         *inner,

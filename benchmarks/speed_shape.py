@@ -94,7 +94,7 @@ def _plain_prompts(clip, model, n: int) -> straightforward.PromptLearner:
     )
 
 
-def _plain_step(clip, model, n: int) -> Callable[[], object]:
+def plain_step(clip, model, n: int) -> Callable[[], object]:
     learner = _plain_prompts(clip, model, min(n, TEXT_CLASSES_STRAIGHTFORWARD))
     return lambda: straightforward.encode_text(clip, learner).sum().backward()
 
@@ -102,7 +102,7 @@ def _plain_step(clip, model, n: int) -> Callable[[], object]:
 def _totals(clip, n, repeats, width, timed, pairs) -> dict:
     model = attach_prompts(clip, n)
     step_ours = seconds_of(our_step(model, n, width), repeats if n > 100 else 5 * repeats)
-    plain_text = seconds_of(_plain_step(clip, model, n), repeats) * n / min(n, TEXT_CLASSES_STRAIGHTFORWARD)
+    plain_text = seconds_of(plain_step(clip, model, n), repeats) * n / min(n, TEXT_CLASSES_STRAIGHTFORWARD)
     model.unload()
     n_images, steps = SHOTS * n, math.ceil(SHOTS * n / BATCH)
     straight = {

@@ -187,14 +187,9 @@ def _load(
     read = read_attacks(attacks, data.class_names)
     if any(attack.all_to_all for attack in read.values()):
         raise InputError("an all-to-all attack has no one target to report on: measure it with evaluate")
-    config = {
-        one: getattr(arguments, one) for one in ("num_context_tokens", "context_init", "unified_context", "template")
-    }
     try:
-        prompts = CBPTConfig(
-            class_names=data.class_names, class_token_position=arguments.class_token_position, **config
-        )
-        model = get_peft_model(clip.model, prompts.tokenize(clip.tokenizer).record_base(clip.model))
+        prompts = arguments.prompts(data.class_names, clip.tokenizer, training.solves_features)
+        model = get_peft_model(clip.model, prompts.record_base(clip.model))
     except ValueError as error:
         raise InputError(str(error)) from error
     check_room(model, clip, read)
@@ -246,6 +241,8 @@ def _record(job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
     """What results.json says of the job and its training; for the rest see docs/results-schema.md."""
     training: Any = job.trainer.args
     settings = {name: str(value) if value == math.inf else value for name, value in training.used().items()}
+    prompts: Any = job.model.active_peft_config
+    settings |= {name: getattr(prompts, name) for name in ("num_context_tokens", "context_init")}
     return {
         "schema_version": SCHEMA_VERSION,
         **made_now(),
@@ -256,6 +253,7 @@ def _record(job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
         "shots": list(job.data.shots.dataset["sample_id"]),
         "suspects": suspects_of(job.trainer.dummy_triggers, job.data.class_names),
         "epochs": [entry for entry in job.trainer.state.log_history if "loss_bn" in entry],
+        "solution": None if job.trainer.solution is None else job.trainer.solution.as_dict(),
         "peak_memory_bytes": peak_memory_bytes(training.device),
         "settings": json.loads(json.dumps({**given, **settings}, default=str)),
         "seed": training.seed,

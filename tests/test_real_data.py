@@ -12,7 +12,7 @@ from peft_cbpt.data.images import load_labelled_images
 
 ROOT = Path(__file__).parents[1]
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-QUICK = "--num_shots 16 --num_train_epochs 30 --warmup_epochs 29 --learning_rate 0.05".split()
+QUICK = "--num_shots 16 --outer_solver prompts --num_train_epochs 30 --warmup_epochs 29 --learning_rate 0.05".split()
 
 
 def write(dataset, folder, *options):

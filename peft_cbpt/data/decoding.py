@@ -110,5 +110,17 @@ def model_pixels(image: Image.Image, image_processor: CLIPImageProcessorPil) -> 
     if max(image.size) > longest:
         left, top = (max(0, side - longest) // 2 for side in image.size)
         image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
+    if _leaves_as_is(image_processor, image.size):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     array = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values[0]
     return torch.from_numpy(np.asarray(array)).to(torch.uint8)
+
+
+def _leaves_as_is(image_processor: CLIPImageProcessorPil, size: tuple[int, int]) -> bool:
+    """Whether a processor neither resizes nor crops images of this width and height; asking it takes a millisecond."""
+    resized, cropped = image_processor.size or {}, image_processor.crop_size or {}
+    shortest = resized.get("shortest_edge")
+    sides = (shortest or resized.get("width"), shortest or resized.get("height"))
+    kept = sides == size and size[0] == size[1] if image_processor.do_resize else True
+    whole = (cropped.get("width"), cropped.get("height")) == size
+    return bool(kept and (whole or not image_processor.do_center_crop))

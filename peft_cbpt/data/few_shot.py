@@ -35,6 +35,7 @@ def sample_few_shots(pool: LabelledImages, num_shots: int, seed: int) -> tuple[L
     """
     if num_shots < 1:
         raise InputError(f"num_shots must be at least 1, it is {num_shots}")
+    pool = pool.keeping()
     class_names = pool.dataset.features["label"].names
     order = few_shot_order(list(pool.dataset["label"]), list(pool.dataset["sample_id"]), seed)
     chosen: list[int] = []

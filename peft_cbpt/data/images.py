@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import datasets
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import CLIPImageProcessorPil
 
@@ -30,6 +32,8 @@ from peft_cbpt.pocket.dataset import pocket_dataset
 
 logger = logging.getLogger(__name__)
 GIVEN = "the dataset given"
+KEPT_BYTES = 3 * 10**9
+"""16,000 images of 224 pixels a side take 2.4 GB."""
 
 
 def load_labelled_images(
@@ -151,10 +155,20 @@ class LabelledImages(Dataset):
 
     `pixel_values` is uint8 (3, H, W) at the model's resolution, not normalised; `labels` an int; `sample_id` a string.
     A row whose image cannot be read raises `UnreadableImage`; `few_shot.sample_few_shots` and `evaluation` skip it.
+
+    Args:
+        dataset: The rows.
+        image_processor: The model's.
+        kept: Pixels by row, of those that were read before; `KEPT_BYTES` of them stay in memory. None keeps none.
     """
 
-    def __init__(self, dataset: datasets.Dataset, image_processor: CLIPImageProcessorPil):
-        self.dataset, self.image_processor = dataset, image_processor
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        image_processor: CLIPImageProcessorPil,
+        kept: dict[int, Tensor] | None = None,
+    ):
+        self.dataset, self.image_processor, self.kept = dataset, image_processor, kept
         if isinstance(dataset, datasets.Dataset):
             self.dataset, _ = with_images(dataset, "image", GIVEN)
 
@@ -162,11 +176,33 @@ class LabelledImages(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return labelled_row(self.dataset[int(index)], self.image_processor)
+        row = int(index)
+        if self.kept is None:
+            return labelled_row(self.dataset[row], self.image_processor)
+        if row not in self.kept:
+            read = labelled_row(self.dataset[row], self.image_processor)
+            if (len(self.kept) + 1) * read["pixel_values"].nbytes <= KEPT_BYTES:
+                self.kept[row] = read["pixel_values"]
+            return read
+        label, sample_id = self._told[row]
+        return {"pixel_values": self.kept[row], "labels": label, "sample_id": sample_id}
+
+    @cached_property
+    def _told(self) -> list[tuple[int, str]]:
+        return list(zip(self.dataset["label"], self.dataset["sample_id"], strict=True))
+
+    def keeping(self) -> "LabelledImages":
+        """The same rows, each read once."""
+        return LabelledImages(self.dataset, self.image_processor, {})
 
     def select(self, rows: Sequence[int]) -> "LabelledImages":
         """Some of the rows, in the order given."""
-        return LabelledImages(self.dataset.select(rows), self.image_processor)
+        kept = (
+            None
+            if self.kept is None
+            else {place: self.kept[row] for place, row in enumerate(rows) if row in self.kept}
+        )
+        return LabelledImages(self.dataset.select(rows), self.image_processor, kept)
 
     def without(self, skipped: Sequence[Skipped]) -> "LabelledImages":
         """The rows that were not skipped."""

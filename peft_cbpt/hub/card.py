@@ -30,6 +30,7 @@ SHOWN_SETTINGS = (
     "lambda_align",
     "alpha",
     "dummy_triggers",
+    "outer_solver",
     "perturbed_share",
     "universal_share",
     "positives",

@@ -14,51 +14,18 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.method.inversion import InversionSettings
 from peft_cbpt.method.losses import ObjectiveWeights
 from peft_cbpt.training.universal_settings import UniversalSettings
+from peft_cbpt.training.without_effect import (
+    PROMPTS_ONLY,
+    RUNNER_UP_ONLY,
+    UNIVERSAL_ONLY,
+    WITHOUT_EFFECT,
+    refuse_changed,
+)
 
 logger = logging.getLogger(__name__)
 FEWEST_STEPS = 30
 """After the prompt warm-up: 60 images in batches of 32 make as many in the default's 20 epochs, and are purified."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-RUNNER_UP_ONLY = (
-    "positives",
-    "norm",
-    "epsilon",
-    "inversion_steps",
-    "inversion_lr",
-    "inversion_step_rule",
-    "inversion_dtype",
-)
-UNIVERSAL_ONLY = ("perturbed_share", "universal_share")
-WITHOUT_EFFECT = {
-    "the context is learned by SGD": ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2")
-    + ("adam_epsilon",),
-    "the learning rate is constant within an epoch and has no warm-up; warmup_epochs is that of the prompts": (
-        "warmup_steps",
-    ),
-    "the losses are those of Eq. 13 to 15": ("label_smoothing_factor", "average_tokens_across_devices"),
-    "an outer step reads features and no text": (
-        "neftune_noise_alpha",
-        "train_sampling_strategy",
-        "length_column_name",
-    ),
-    "nothing but the context learns, and activation_memory_gb bounds what is kept": (
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-        "activation_checkpointing",
-        "activation_checkpointing_kwargs",
-        "auto_find_batch_size",
-        "torch_empty_cache_steps",
-    ),
-    "use compile_image_encoder": ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
-    "the model is small enough to lie whole in every process": ("fsdp", "fsdp_config", "deepspeed")
-    + ("parallelism_config",),
-    "it is for language models": ("use_liger_kernel", "liger_kernel_config", "use_cache"),
-    "every image counts": ("dataloader_drop_last",),
-    "the context stays in float32": ("fp16_full_eval", "bf16_full_eval"),
-    "compare checkpoints with evaluate": ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-    "the trainer's rows are its own": ("remove_unused_columns",),
-}
-"""By reason, the settings of `TrainingArguments` that would change nothing here, or cannot work."""
 
 
 @dataclass
@@ -76,6 +43,15 @@ class CBPTTrainingArguments(TrainingArguments):
             "help": "universal: shared by images, towards classes that the model seems backdoored towards; or "
             "runner_up, as published (Eq. 9-11): every image's own, towards its runner-up class.",
             "choices": ["universal", "runner_up"],
+        },
+    )
+    outer_solver: str | None = field(
+        default=None,
+        metadata={
+            "help": "prompts: the outer steps of the paper, batch by batch on the context; or features: the same "
+            "problem solved on text features, which the context then learns. By default features with universal "
+            "dummy triggers, prompts with runner_up.",
+            "choices": ["features", "prompts"],
         },
     )
     perturbed_share: float = field(
@@ -132,7 +108,13 @@ class CBPTTrainingArguments(TrainingArguments):
     # other defaults than those of `TrainingArguments`
     learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of SGD, cosine per epoch."})
     weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of SGD."})
-    num_train_epochs: float = field(default=20, metadata={"help": "Epochs, prompt warm-up included."})
+    num_train_epochs: float = field(
+        default=20,
+        metadata={
+            "help": "Epochs, prompt warm-up included. With outer_solver features the most there may be, each of 5 "
+            "passes over the prompts."
+        },
+    )
     per_device_train_batch_size: int = field(
         default=32, metadata={"help": "Images per outer step and process; by default fewer where shots are few."}
     )
@@ -157,6 +139,10 @@ class CBPTTrainingArguments(TrainingArguments):
         for name in ("inversion_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
+        if self.solves_features and self.dummy_triggers == "runner_up":
+            raise InputError(
+                "outer_solver features needs dummy_triggers universal: runner_up needs the prompts' own steps"
+            )
         if self.max_steps <= 0:
             self.refuse_to_end_in_warmup(self.num_train_epochs, f"num_train_epochs {self.num_train_epochs:g}")
         if self.momentum >= 1:
@@ -174,6 +160,11 @@ class CBPTTrainingArguments(TrainingArguments):
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # DataParallel would ask every replica for all class prompts
 
+    @property
+    def solves_features(self) -> bool:
+        """Whether the outer problem is solved on text features."""
+        return (self.outer_solver or ("features" if self.dummy_triggers == "universal" else "prompts")) == "features"
+
     def refuse_to_end_in_warmup(self, epochs: float, given: str) -> None:
         """See that some of the epochs come after the prompt warm-up.
 
@@ -183,7 +174,7 @@ class CBPTTrainingArguments(TrainingArguments):
             InputError: if none does.
         """
         default = type(self).warmup_epochs
-        if epochs <= self.warmup_epochs == default:
+        if not self.solves_features and epochs <= self.warmup_epochs == default:
             raise InputError(
                 f"{given} ends within the prompt warm-up, the first {default} epochs, in which nothing is purified: "
                 "raise it, or set warmup_epochs (by default a quarter of the epochs)"
@@ -196,7 +187,7 @@ class CBPTTrainingArguments(TrainingArguments):
         batches of one image are not enough, a warning says how many epochs would be.
         """
         epochs = self.num_train_epochs - self.warmup_epochs
-        if self.max_steps > 0 or epochs <= 0:
+        if self.solves_features or self.max_steps > 0 or epochs <= 0:
             return self
         given, at_once = self.per_device_train_batch_size, self.world_size * self.gradient_accumulation_steps
         needed = math.ceil(FEWEST_STEPS / epochs)
@@ -253,8 +244,10 @@ class CBPTTrainingArguments(TrainingArguments):
     def used(self) -> dict[str, Any]:
         """All settings but those that have no effect."""
         of_the_other = RUNNER_UP_ONLY if self.dummy_triggers == "universal" else UNIVERSAL_ONLY
-        unused = {name for names in (of_the_other, *WITHOUT_EFFECT.values()) for name in names}
-        return {name: value for name, value in self.to_dict().items() if name not in unused}
+        of_the_loop = PROMPTS_ONLY if self.solves_features else ()
+        unused = {name for names in (of_the_other, of_the_loop, *WITHOUT_EFFECT.values()) for name in names}
+        solver = {"outer_solver": "features" if self.solves_features else "prompts"}
+        return {name: value for name, value in (self.to_dict() | solver).items() if name not in unused}
 
     def objective_weights(self) -> ObjectiveWeights:
         """The outer objective's weights."""
@@ -265,6 +258,8 @@ class CBPTTrainingArguments(TrainingArguments):
             refuse_changed(self, RUNNER_UP_ONLY, "it belongs to dummy_triggers runner_up")
         else:
             refuse_changed(self, UNIVERSAL_ONLY, "it belongs to dummy_triggers universal")
+        if self.solves_features:
+            refuse_changed(self, PROMPTS_ONLY, "it belongs to outer_solver prompts")
         if not self.use_feature_cache:
             refuse_changed(self, ("feature_cache_dir", "feature_cache_gb"), "use_feature_cache is false")
         if not self.dataloader_num_workers:
@@ -275,15 +270,3 @@ class CBPTTrainingArguments(TrainingArguments):
             refuse_changed(self, ("fp16",), "a CPU has no half precision that is quicker; bf16 it has")
         for reason, names in WITHOUT_EFFECT.items():
             refuse_changed(self, names, reason)
-
-
-def refuse_changed(arguments: TrainingArguments, names: tuple[str, ...], reason: str) -> None:
-    """See that settings have their defaults.
-
-    Raises:
-        InputError: if one has not.
-    """
-    for one in fields(arguments):
-        default = one.default_factory() if callable(one.default_factory) else one.default
-        if one.name in names and getattr(arguments, one.name) != default:
-            raise InputError(f"{one.name} has no effect here: {reason}; leave it out")

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,29 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.common.errors import InputError
+from peft_cbpt.common.processes import from_all_processes
 from peft_cbpt.detection.reading import Vocabulary
+from peft_cbpt.features.bank import FeatureBank
 from peft_cbpt.features.cache import fingerprint
 from peft_cbpt.method.losses import l_bn, purification_objective
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.checkpoints import check_checkpoint, write_job
 from peft_cbpt.training.class_shares import SharedClassEncoder
+from peft_cbpt.training.context_fit import FITTED, PASSES_AN_EPOCH, ContextFit, fit_optimizer
 from peft_cbpt.training.dummy_triggers import DummyTriggers
+from peft_cbpt.training.epoch_callback import EpochCallback
 from peft_cbpt.training.epoch_log import EpochLog
 from peft_cbpt.training.frozen_images import FrozenImages, bank_key, freeze_images, open_cache
 from peft_cbpt.training.inner_loop import make_dummy_triggers
 from peft_cbpt.training.optimization import context_optimizer, cosine_over_epochs
 from peft_cbpt.training.samples import BankRows, checked_samples, collate
+from peft_cbpt.training.text_feature_solver import OuterProblem, Solution, perturbed_epochs, solve
 
 STAGING_FOLDER = ".incomplete"
 
@@ -39,9 +44,10 @@ class CBPTTrainer(Trainer):
     """Tunes the class-wise context of a CBPT adapter so that inverted triggers no longer win.
 
     The image encoder is frozen and images are not augmented, so clean images are encoded once. What the inner loop
-    makes of them, `training.dummy_triggers` says; features are kept on disk for other runs. An outer step is then a
-    pass of the text tower only. Nothing but `cbpt_context` is given a gradient. Several processes share the classes
-    and the images.
+    makes of them, `training.dummy_triggers` says; features are kept on disk for other runs. By default the outer
+    problem is then solved on text features, and the steps of the training write the solution into the context; with
+    `outer_solver="prompts"` they are those of the paper's loop. Either is a pass of the text tower only. Nothing but
+    `cbpt_context` is given a gradient. Several processes share the classes and the images.
 
     Args:
         model: A CLIP with a CBPT adapter, from `get_peft_model(clip, CBPTConfig(...))`.
@@ -80,7 +86,14 @@ class CBPTTrainer(Trainer):
         self.vocabulary = vocabulary
         self.frozen_images: FrozenImages | None = None
         self.dummy_triggers: DummyTriggers | None = None
+        self.solution: Solution | None = None
+        self.context_fit: ContextFit | None = None
         self.epoch_log = EpochLog()
+        prompts: Any = model.active_peft_config
+        if args.solves_features and prompts.unified_context:
+            raise InputError(
+                "one unified context cannot have the features of every class: set outer_solver to prompts"
+            )
         if args.eval_on_start and kwargs.get("eval_dataset") is None:
             raise InputError("eval_on_start needs an eval_dataset, and there is none: leave it out")
         kwargs.setdefault("data_collator", collate)
@@ -89,7 +102,7 @@ class CBPTTrainer(Trainer):
         self._cache = open_cache(args)
         self._samples = checked_samples(train_dataset, model.class_names)
         self.encode_classes = SharedClassEncoder(model, args.process_index, args.device, args.activation_memory_gb)
-        self.add_callback(_EpochCallback(self))
+        self.add_callback(EpochCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Encode the clean images once, then train as `Trainer.train` does."""
@@ -99,7 +112,26 @@ class CBPTTrainer(Trainer):
         key, cache = self._bank_key, self._cache
         self.frozen_images = freeze_images(base, self.images, self._samples, self.normalize, self.args, cache, key)
         self.dummy_triggers = make_dummy_triggers(self.model, self.frozen_images, self.args, self.vocabulary)
+        if self.args.solves_features:
+            self.context_fit = self._solve(self.frozen_images.bank, self.dummy_triggers)
         return super().train(*args, **kwargs)
+
+    @torch.no_grad()
+    def _solve(self, bank: FeatureBank, dummies: DummyTriggers) -> ContextFit:
+        with self.model.disable_adapter():
+            start = self.encode_classes(self.model)
+        scale, weights = self._scale.item(), self.args.objective_weights()
+        problem = OuterProblem(bank, perturbed_epochs(dummies, bank, start), start, scale, weights)
+        with torch.enable_grad():
+            self.solution = solve(problem, self.args.seed)
+        goal = from_all_processes(self.solution.features.cpu())[0].to(start.device)
+        return ContextFit(problem, goal, self.solution.anchor, self.args.seed)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Of bank rows; or so many passes over the class prompts, in which every process takes part."""
+        if self.args.solves_features:
+            return DataLoader(BankRows(PASSES_AN_EPOCH), collate_fn=self.data_collator)
+        return super().get_train_dataloader()
 
     @cached_property
     def _bank_key(self) -> dict[str, Any]:
@@ -111,6 +143,8 @@ class CBPTTrainer(Trainer):
         prompts: Any = self.model.active_peft_config
         wording = {name: getattr(prompts, name) for name in ("class_names", "class_token_position", "template")}
         inner = {"bank": self._bank_key, "inner_loop": self.args.inner_loop(), "seed": self.args.seed}
+        if self.args.solves_features:
+            return fingerprint(inner | wording | {"objective": repr(self.args.objective_weights())})
         kept = {name: getattr(self.args, name) for name in ("learning_rate", "momentum", "weight_decay")}
         return fingerprint(inner | wording | {"optimizer": kept})
 
@@ -124,16 +158,34 @@ class CBPTTrainer(Trainer):
         adapter_name: Any = self.model.active_adapter
         check_checkpoint(Path(folder), self._job, adapter_name, learned)
 
+    @property
+    def _scale(self) -> Tensor:
+        scale: Tensor = self.model.get_base_model().logit_scale.detach().float().exp()
+        return scale
+
     def _logits(self, features: Tensor, class_features: Tensor) -> Tensor:
-        scale = self.model.get_base_model().logit_scale.detach().float().exp()
-        return scale * features @ class_features.T
+        return self._scale * features @ class_features.T
+
+    @property
+    def _fitted_epochs(self) -> int:
+        return math.ceil(FITTED * self.state.max_steps / PASSES_AN_EPOCH)
 
     @property
     def _epoch(self) -> int:
         return math.floor((self.state.epoch or 0) + 1e-6)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
-        """The outer objective of Eq. 16 on a batch of bank rows; L_bn of the clean images during prompt warm-up."""
+        """The outer objective of Eq. 16 on a batch of bank rows; L_bn of the clean images during prompt warm-up.
+
+        With `outer_solver="features"` the distance of the class prompts to the solution instead.
+        """
+        if self.context_fit is not None:
+            encode = partial(self.encode_classes, model)
+            with self.accelerator.autocast():
+                fits = self._epoch < self._fitted_epochs
+                step = self.state.global_step
+                loss = self.context_fit.loss(encode) if fits else self.context_fit.outer_loss(encode, step)
+            return (loss, {}) if return_outputs else loss
         assert self.frozen_images is not None and self.dummy_triggers is not None
         rows, bank = inputs["rows"], self.frozen_images.bank
         labels = bank.labels[rows]
@@ -164,11 +216,39 @@ class CBPTTrainer(Trainer):
         """Forget what the epoch before has seen, and make the dummy triggers of this one; all processes call."""
         assert self.frozen_images is not None and self.dummy_triggers is not None
         self.epoch_log = EpochLog()
+        if self.context_fit is not None:
+            self.context_fit.begin(partial(self.encode_classes, self.model), self.state.log_history)
+            if self._epoch == self._fitted_epochs:
+                self.optimizer.state.clear()  # gradients of another size follow
+            return
         if self._epoch >= self.args.warmup_epochs:
             bank, class_features = self.frozen_images.bank, self.encode_classes(self.model)  # type: ignore[arg-type]
             self.dummy_triggers.start_epoch(
                 self._epoch, lambda rows: self._logits(bank.features[rows], class_features)
             )
+
+    def end_epoch(self) -> dict[str, float]:
+        """What the epoch is summed up by; empty if it had no step. All processes call."""
+        if self.context_fit is not None:
+            self.context_fit.look(partial(self.encode_classes, self.model))
+            return self.context_fit.figures(self._epoch - 1)
+        shares, self.epoch_log = gather_object([self.epoch_log]), EpochLog()
+        for share in shares:
+            self.epoch_log.merge(share)
+        means = self.epoch_log.means()
+        if self.epoch_log.looked_up:
+            assert self.dummy_triggers is not None
+            means |= self.dummy_triggers.epoch_figures(self.epoch_log.looked_up)
+        return means
+
+    def pseudo_targets(self) -> dict[str, int]:
+        """How often each class was y' in the epoch that has ended."""
+        if self.context_fit is not None:
+            counts = self.context_fit.problem.pseudo_targets(self._epoch - 1)
+        else:
+            counts = self.epoch_log.pseudo_targets()
+        names = self.model.class_names
+        return {names[label]: count for label, count in counts.most_common()}
 
     def prediction_step(
         self,
@@ -190,7 +270,10 @@ class CBPTTrainer(Trainer):
         return 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """SGD on the context, the only parameter that learns."""
+        """SGD on the context, the only parameter that learns; Adam where it learns the solution."""
+        if self.optimizer is None and self.args.solves_features:
+            words = self.model.get_base_model().text_model.embeddings.token_embedding.weight
+            self.optimizer = fit_optimizer(self.model.parameters(), words)
         if self.optimizer is None:
             args, parameters = self.args, self.model.parameters()
             self.optimizer = context_optimizer(parameters, args.learning_rate, args.momentum, args.weight_decay)
@@ -229,39 +312,3 @@ class CBPTTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.check_checkpoint(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-
-class _EpochCallback(TrainerCallback):
-    """Logs the means of an epoch."""
-
-    def __init__(self, trainer: CBPTTrainer):
-        self.trainer = trainer
-        self.learning_rate = 0.0
-
-    def on_epoch_begin(
-        self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.start_epoch()
-        self.learning_rate = self.trainer.optimizer.param_groups[0]["lr"]
-
-    def on_epoch_end(
-        self, args: CBPTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        trainer = self.trainer
-        epoch_log = EpochLog()
-        for share in gather_object([trainer.epoch_log]):
-            epoch_log.merge(share)
-        means = epoch_log.means()
-        if not means:
-            return
-        if not all(map(math.isfinite, means.values())):
-            raise InputError(
-                f"the losses of epoch {math.ceil(state.epoch or 0)} are not finite: lower learning_rate or the "
-                "weights of the losses; checkpoints of earlier epochs are whole"
-            )
-        if epoch_log.looked_up:
-            means |= trainer.dummy_triggers.epoch_figures(epoch_log.looked_up)
-        trainer.log(means | {"learning_rate": self.learning_rate})
-        names = trainer.model.class_names
-        counts = {names[label]: count for label, count in epoch_log.pseudo_targets().most_common()}
-        state.log_history[-1]["pseudo_targets"] = counts  # type: ignore[assignment]

@@ -1,5 +1,6 @@
 """The text tower over all classes, each process encoding its share of them."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -28,28 +29,35 @@ class SharedClassEncoder:
         self.model, self.rank, self.device, self.memory_gb = model, rank, device, memory_gb
 
     @cached_property
-    def _shares(self) -> list[list[int]] | None:
-        lengths, n_shares = self.model.class_prompt_lengths(), num_processes()
-        if n_shares == 1 or len(lengths) < n_shares:
+    def _lengths(self) -> list[int]:
+        lengths: list[int] = self.model.class_prompt_lengths()
+        return lengths
+
+    def _shares(self, classes: Sequence[int]) -> list[list[int]] | None:
+        n_shares = num_processes()
+        if n_shares == 1 or len(classes) < n_shares:
             return None
-        by_length = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+        by_length = sorted(classes, key=self._lengths.__getitem__, reverse=True)
         return [by_length[first::n_shares] for first in range(n_shares)]
 
     @cached_property
-    def _places(self) -> Tensor:
-        assert self._shares is not None
-        return torch.tensor([index for share in self._shares for index in share], device=self.device).argsort()
-
-    @cached_property
     def _chunks(self) -> TextChunks:
-        return text_chunks(self.model, self.memory_gb, len(self._shares or [0]))
+        n_shares = num_processes()
+        return text_chunks(self.model, self.memory_gb, 1 if len(self._lengths) < n_shares else n_shares)
 
-    def __call__(self, wrapped: nn.Module) -> Tensor:
-        """Features (n_classes, D), the same on every process; all must call, through their wrapper (DDP or none)."""
-        own = None if self._shares is None else self._shares[self.rank]
+    def __call__(self, wrapped: nn.Module, classes: Sequence[int] | None = None) -> Tensor:
+        """Features (n, D) of some classes, or all, in their order and the same on every process.
+
+        All processes must call, through their wrapper (DDP or none).
+        """
+        wanted = range(len(self._lengths)) if classes is None else classes
+        shares = self._shares(wanted)
+        own = classes if shares is None else shares[self.rank]
         chunks = self._chunks
         arguments = (own, chunks.chunk_size, (), chunks.kept_tokens)
         features: Tensor = call_through(wrapped, self.model, self.model.encode_class_prompts, *arguments)
-        if self._shares is None:
+        if shares is None:
             return features
-        return gather_rows(features, [len(share) for share in self._shares])[self._places]
+        dealt = torch.tensor([one for share in shares for one in share])
+        place = torch.empty(len(self._lengths), dtype=torch.int64).index_copy(0, dealt, torch.arange(len(dealt)))
+        return gather_rows(features, [len(share) for share in shares])[place[list(wanted)].to(features.device)]

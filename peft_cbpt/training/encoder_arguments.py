@@ -31,6 +31,11 @@ class EncoderPurifierArguments(TrainingArguments):
         metadata={"help": "Kinds of universal triggers to look for.", "choices": list(FAMILIES)},
     )
     hold_weight: float = field(default=5.0, metadata={"help": "Weight of clean and changed images' features."})
+    update_weight: float = field(default=20.0, metadata={"help": "Weight of what the update adds in every layer."})
+    pull_weight: float = field(
+        default=40.0,
+        metadata={"help": "Weight of images under triggers, by these triggers' worth and the agreement of all."},
+    )
     search_images: int = field(default=16, metadata={"help": "Images that a trigger is looked for on."})
     search_steps: int = field(default=10, metadata={"help": "Steps of ascent of a new trigger."})
     search_every: int = field(default=5, metadata={"help": "Steps of training between two new triggers."})
@@ -60,8 +65,9 @@ class EncoderPurifierArguments(TrainingArguments):
                 raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
         if self.search_images < 2:
             raise InputError(f"search_images must be at least 2, it is {self.search_images}")
-        if not 0 <= self.hold_weight < math.inf:
-            raise InputError(f"hold_weight must be a number that is not negative, it is {self.hold_weight}")
+        for name in ("hold_weight", "update_weight", "pull_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be a number that is not negative, it is {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be positive, it is {self.learning_rate}")
         if unknown := [kind for kind in self.kinds if kind not in FAMILIES] or ([] if self.kinds else ["none"]):

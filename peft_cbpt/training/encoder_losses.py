@@ -1,8 +1,12 @@
 """What a purified image encoder f' is asked for, beside the frozen original f (features are unit-norm)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
 
 def moved(features: Tensor, originals: Tensor) -> Tensor:
@@ -10,21 +14,42 @@ def moved(features: Tensor, originals: Tensor) -> Tensor:
     return 1 - (features * originals).sum(1).mean()
 
 
-def strayed(features: Tensor, originals: Tensor, bank: Tensor, own: Tensor, scale: float) -> Tensor:
-    """How far images have left their neighbours: KL(p(f(v)) || p(f'(v))), with p(x) = softmax(scale * x . bank).
+@contextmanager
+def update_shares(model: nn.Module, adapter_name: str, count: int) -> Iterator[list[Tensor]]:
+    """Of the first `count` images of a pass made within, `|B A x|^2 / |W x|^2` at every layer with a LoRA.
 
-    Nothing more is asked for once the images of the bank are as near as they were, so that an image that a strong
-    trigger half hides does not pull at the encoder for ever, as `moved` does.
+    Features alone can be held on the images at hand while layers learn to compute something else of all others. What
+    layers see of an image are hundreds of patches, which kinds of images share more than they share features.
 
     Args:
-        features: f' of the images with a trigger, (B, D).
-        originals: f of the same images without it, (B, D).
-        bank: f of clean images (N, D).
-        own: Boolean (B, N), where the bank's image is the image itself; it is left out.
-        scale: Of the cosines.
+        model: With a LoRA; the first dimension of what its layers give must be the images.
+        adapter_name: The LoRA.
+        count: Images.
+
+    Yields:
+        A list that the pass fills with scalars, which have a gradient to the update only.
     """
+    shares: list[Tensor] = []
+    handles = []
 
-    def neighbours(of: Tensor) -> Tensor:
-        return (scale * of @ bank.T).masked_fill(own, torch.finfo(torch.float32).min / 2).log_softmax(1)
+    def watch(layer: Any) -> None:
+        whole: list[Tensor] = []
 
-    return F.kl_div(neighbours(features), neighbours(originals), log_target=True, reduction="batchmean")
+        def see_base(_: nn.Module, inputs: Any, output: Tensor) -> None:
+            whole[:] = [output[:count].detach().float().square().mean()]
+
+        def see_update(_: nn.Module, inputs: Any, output: Tensor) -> None:
+            update = output[:count].float().square().mean()
+            shares.append(update / whole[0].clamp(min=torch.finfo(torch.float32).tiny))
+
+        handles.append(layer.get_base_layer().register_forward_hook(see_base))
+        handles.append(layer.lora_B[adapter_name].register_forward_hook(see_update))
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            watch(module)
+    try:
+        yield shares
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast, gather_object, reduce, tqdm
+from accelerate.utils import broadcast, gather_object, reduce
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -18,23 +18,21 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.processes import num_processes
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.detection.found import FoundTrigger
-from peft_cbpt.detection.universal import collapse
+from peft_cbpt.detection.ladder import Search, search_ladder
+from peft_cbpt.detection.rounds import NUM_IMAGES
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_lora import image_tower_lora
-from peft_cbpt.training.encoder_losses import moved, strayed
+from peft_cbpt.training.encoder_losses import moved, update_shares
 from peft_cbpt.training.epoch_log import EpochLog
 from peft_cbpt.training.forward_redirection import call_through
-from peft_cbpt.training.trigger_pool import TriggerPool
+from peft_cbpt.training.trigger_pool import TriggerPool, climbs_of, find_anew
 from peft_cbpt.training.views import changed_images
 
 TRIGGERS_A_STEP = 4
 CHANGED_PART = 0.75
 """Of the images whose features are held; the others are as they are."""
-BANK_PART = 512
-"""Clean images, at most, that neighbours are looked for among."""
-NEIGHBOUR_SCALE = 20.0
-PULL_WEIGHT, STRAY_WEIGHT = 0.3, 0.1
-"""Of `moved` and `strayed` under a trigger, by its danger."""
+STRENGTH_POWER = 3
+"""Of the agreement of triggers in the weight of the pull: 0.31 in the clean pocket CLIP, 0.44 to 0.72 in poisoned."""
 SHARPENED_PART = 0.6
 """Length of the steps by which triggers keep up with the encoder, of a search's first."""
 
@@ -63,11 +61,13 @@ class EncoderPurifier(Trainer):
 
     With f the frozen encoder and f' the purified one, each step asks that
 
-        f'(v) be f(v) for clean images v, as they are and changed (`views`), and that
-        f'(T(v)) be f(v), and have the neighbours that f(v) has (`encoder_losses.strayed`), by the danger of T,
+        f'(v) be f(v) for clean images v, as they are and changed (`views`), that
+        the update add little to what they send through the tower's layers (`encoder_losses.update_shares`), and that
+        f'(T(v)) be f(v), by the worth of T,
 
-    for triggers T of all kinds of `trigger_pool.FAMILIES` that collapse the images of f', as it is, onto each other.
-    Neither labels, class names nor a target are used. The text tower is not touched.
+    for universal triggers T of all families that bring the images of f', as it is, together: those that a scan finds,
+    others that are found as the encoder learns, and all of them as they follow it (`trigger_pool`). Neither labels,
+    class names nor a target are used. The text tower is not touched.
 
     Args:
         model: A CLIP, in which a LoRA is put, or one that has it already.
@@ -76,10 +76,11 @@ class EncoderPurifier(Trainer):
             [0, 1]); anything else in them is ignored.
         normalize: How [0, 1] pixels become the base model's input; CLIP's own mean and standard deviation if not
             given.
+        searches: What a scan of the model found, where one was made; else the trainer searches.
         **kwargs: As for `transformers.Trainer`.
 
-    Every epoch logs the mean of `loss_hold`, `loss_pull` (`1 - cos` of images with a trigger), `loss_stray` and
-    `danger` (see `trigger_pool.TriggerPool`).
+    Every epoch logs the mean of `loss_hold`, `loss_update`, `loss_pull` (`1 - cos` of images with a trigger) and
+    `worth` (see `trigger_pool.TriggerPool`).
     """
 
     args: EncoderPurifierArguments
@@ -90,12 +91,13 @@ class EncoderPurifier(Trainer):
         args: EncoderPurifierArguments,
         train_dataset: Any,
         normalize: PixelNormalizer | None = None,
+        searches: Sequence[Search] | None = None,
         **kwargs: Any,
     ):
         if not isinstance(model, PeftModel):
             set_seed(args.seed)
             model = get_peft_model(model, image_tower_lora(model, args.lora_rank))
-        self.images = train_dataset
+        self.images, self.searches = train_dataset, searches
         self.pool: TriggerPool | None = None
         self.epoch_log = EpochLog()
         try:
@@ -110,19 +112,10 @@ class EncoderPurifier(Trainer):
         self.add_callback(_EpochCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Encode the clean images once, then train as `Trainer.train` does."""
+        """Train as `Trainer.train` does."""
         self.model.to(self.args.device)  # type: ignore[arg-type]
         self.model.eval()
-        self.clean = self._clean_features()
         return super().train(*args, **kwargs)
-
-    @torch.no_grad()
-    def _clean_features(self) -> Tensor:
-        """Of all images by the original encoder, (N, D)."""
-        with self._original():
-            parts = torch.arange(len(self.images)).split(4 * self.args.per_device_train_batch_size)
-            bar = tqdm(parts, desc="encoding clean images", leave=False, disable=self.args.disable_tqdm)
-            return torch.cat([self._encode(self.load(rows.tolist())) for rows in bar])
 
     def _original(self) -> AbstractContextManager:
         model: Any = self.accelerator.unwrap_model(self.model)
@@ -137,33 +130,32 @@ class EncoderPurifier(Trainer):
         samples = [{"rows": row, "pixel_values": self.images[row]["pixel_values"]} for row in rows]
         return _collate(samples)["pixel_values"].to(self.args.device)
 
-    def _search_pixels(self, number: int) -> Tensor:
-        order = keyed_generator("search images", self.args.seed, number).permutation(len(self.images))
-        return self.load(order[: self.args.search_images].tolist())
+    def _some(self, count: int, *key: Any) -> Tensor:
+        order = keyed_generator("search images", self.args.seed, *key).permutation(len(self.images))
+        return self.load(order[:count].tolist())
 
     def _first_pool(self) -> TriggerPool:
-        pool = TriggerPool(list(self.args.kinds), self.args.pool_size)
-        steps, off = self.args.search_steps, self.args.disable_tqdm
-        for number, family in enumerate(tqdm(pool.families, desc="universal triggers", leave=False, disable=off)):
-            generator = keyed_generator("climb", self.args.seed, family)
-            pool.climb(self._encode, self._search_pixels(-1 - number), family, steps, generator)
-        for place in range(len(pool.triggers)):
-            self._share(pool, place)
-        return pool
+        searches = self.searches
+        if searches is None:
+            searches = search_ladder(
+                self._encode, self._some(NUM_IMAGES), self.args.seed, climbs=climbs_of(self.args.kinds)
+            )
+        return TriggerPool.of_searches(searches, self.args.pool_size, self.args.device)
 
-    def _find(self, pool: TriggerPool, number: int) -> None:
+    def _find(self, pool: TriggerPool, step: int) -> None:
         """A new trigger against the encoder as it is; the same in all processes, which all call."""
-        generator = keyed_generator("search", self.args.seed, number)
-        family = pool.families[generator.integers(len(pool.families))]
-        place = pool.add(self._encode, self._search_pixels(number), family, self.args.search_steps, generator)
-        self._share(pool, place)
+        generator, pixels = keyed_generator("search", self.args.seed, step), self._some(self.args.search_images, step)
+        args = self.args
+        found = find_anew(self._encode, pixels, pool.directions, args.kinds, args.search_steps, generator)
+        if num_processes() > 1:
+            found = FoundTrigger(found.kind, broadcast(found.mark))
+        with torch.no_grad():
+            worth = pool.worth(self._encode(found(pixels)), self._encode(pixels))
+        pool.add(found, self._of_all(worth))
 
     @staticmethod
-    def _share(pool: TriggerPool, place: int) -> None:
-        """Give every process the first one's mark; sizes are measured on a process's own images."""
-        if num_processes() > 1:
-            found = pool.triggers[place]
-            pool.triggers[place] = FoundTrigger(found.kind, broadcast(found.mark))
+    def _of_all(figure: Tensor) -> float:
+        return (reduce(figure, "mean") if num_processes() > 1 else figure).item()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As `Trainer`'s, with triggers that are found anew now and then, and that follow the encoder otherwise."""
@@ -173,13 +165,15 @@ class EncoderPurifier(Trainer):
         elif step % self.args.search_every == 0 and step:
             self._find(self.pool, step)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        for number, mark, pixels, danger in self._used:
+        for number, mark, pixels, worth in self._used:
             with torch.no_grad():
                 if mark.grad is not None:
                     gradient = reduce(mark.grad, "mean") if num_processes() > 1 else mark.grad
                     self.pool.sharpen(number, mark.detach(), gradient, pixels, SHARPENED_PART)
-                    self._share(self.pool, number)
-                self.pool.dangers[number] = (reduce(danger, "mean") if num_processes() > 1 else danger).item()
+                    if num_processes() > 1:  # sizes are measured on a process's own images
+                        sharpened = self.pool.triggers[number]
+                        self.pool.triggers[number] = FoundTrigger(sharpened.kind, broadcast(sharpened.mark))
+                self.pool.worths[number] = self._of_all(worth)
         self._used = []
         return loss
 
@@ -206,21 +200,19 @@ class EncoderPurifier(Trainer):
         unwrapped: Any = self.accelerator.unwrap_model(model)
         drawn = self._drawn(changed)
         marked = [self.pool.triggers[place].kind.apply(part, mark) for place, mark, part in drawn]
-        features = call_through(model, unwrapped, self.encode, torch.cat([changed, *marked]))
+        with update_shares(unwrapped, unwrapped.active_adapter, len(pixels)) as shares:
+            features = call_through(model, unwrapped, self.encode, torch.cat([changed, *marked]))
         steady, triggered = features.split(len(pixels))
-        bank = torch.randperm(len(self.clean), generator=generator)[:BANK_PART]
-        own = (rows[:, None] == bank).to(features.device)
-        hold = moved(steady, held)
-        neighbours = self.clean[bank.to(self.clean.device)]
-        pulls, parts = [], zip(*(of.tensor_split(len(drawn)) for of in (triggered, held, own)), strict=True)
-        for one, (after, before, itself) in zip(drawn, parts, strict=True):
-            danger = collapse(after.detach()) - collapse(before)
-            self._used.append((*one, danger))
-            pull, stray = moved(after, before), strayed(after, before, neighbours, itself, NEIGHBOUR_SCALE)
-            pulls.append(danger.clamp(min=0) * (PULL_WEIGHT * pull + STRAY_WEIGHT * stray))
-            self.epoch_log.add(len(after), loss_pull=pull.detach(), loss_stray=stray.detach(), danger=danger)
-        self.epoch_log.add(len(rows), loss_hold=hold.detach())
-        loss = self.args.hold_weight * hold + torch.stack(pulls).mean()
+        hold, update = moved(steady, held), torch.stack(shares).mean()
+        pulls, parts = [], zip(*(of.tensor_split(len(drawn)) for of in (triggered, held)), strict=True)
+        for one, (after, before) in zip(drawn, parts, strict=True):
+            worth, pull = self.pool.worth(after, before), moved(after, before)
+            self._used.append((*one, worth))
+            pulls.append(worth * pull)
+            self.epoch_log.add(len(after), loss_pull=pull.detach(), worth=worth)
+        self.epoch_log.add(len(rows), loss_hold=hold.detach(), loss_update=update.detach())
+        loss = self.args.hold_weight * hold + self.args.update_weight * update
+        loss = loss + self.args.pull_weight * self.pool.strength**STRENGTH_POWER * torch.stack(pulls).mean()
         return (loss, {"features": features}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -235,9 +227,7 @@ class EncoderPurifier(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.pool = TriggerPool.load(
-            Path(resume_from_checkpoint), list(self.args.kinds), self.args.pool_size, self.args.device
-        )
+        self.pool = TriggerPool.load(Path(resume_from_checkpoint), self.args.pool_size, self.args.device)
 
 
 class _EpochCallback(TrainerCallback):

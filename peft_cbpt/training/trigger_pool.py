@@ -1,94 +1,92 @@
-"""Universal triggers that an encoder is purified from: a ladder of kinds, and a pool of what was found of them."""
+"""The universal triggers that an encoder is purified from: those of the scan's search, and those found since."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from peft_cbpt.clip.pixels import EncodeImage
-from peft_cbpt.detection.families import Colour, ImageWide, Kind, Patch, Pattern, Warp, Wave
+from peft_cbpt.detection.agreement import agreements_of
 from peft_cbpt.detection.found import FoundTrigger, find_trigger, load_triggers, save_triggers
-from peft_cbpt.detection.universal import collapse
+from peft_cbpt.detection.ladder import CLIMBS, Climb, Search, sized
+from peft_cbpt.detection.universal import approach, collapse
 
-RUNGS = (0.02, 0.036, 0.06, 0.1, 0.17, 0.3)
-"""Sizes, each about 1.7 times the one before, from what fine noise needs to a third of the range of pixels."""
-PLACES = (None, *((top / 2, left / 2) for top in range(3) for left in range(3)))
-"""Of patches: another place on every image, or one of nine."""
-FAMILIES: dict[str, Callable[[float], Sequence[Kind]]] = {
-    "image": lambda size: [ImageWide(size)],
-    "patch": lambda size: [Patch(size, place) for place in PLACES],
-    "wave": lambda size: [Wave(size)],
-    "pattern": lambda size: [Pattern(size), Pattern(size, grey=False)],
-    "warp": lambda size: [Warp(size)],
-    "colour": lambda size: [Colour(size)],
-}
+FAMILIES = tuple(dict.fromkeys(climb.family for climb in CLIMBS))
 FILE = "triggers.safetensors"
-COLLAPSED = 0.5
-"""A danger; 0 is that of no trigger, and 1 would be all images in one point."""
-LEAST_DANGER = 0.05
-"""That a trigger counts as, so that none is forgotten."""
+DIRECTIONS = "directions"
+EVENLY = 0.1
+"""Part of the draws in which all triggers are alike, so that none is forgotten."""
 
 
 @dataclass
 class TriggerPool:
     """The triggers that are trained against.
 
-    Sizes are not chosen for an attack: each family goes up from the smallest. It stops where a trigger that was looked
-    for brings the encoder's images half of the way together (`COLLAPSED`), as a backdoor's does at a small size and
-    any encoder's at a large one: larger ones would only cost clean features. As training takes such a trigger's power,
-    the family goes up again; but never to a size at which even random marks hide the images (`told_apart`).
+    No size and no class is chosen for an attack. A trigger's worth is its danger, how much more alike it makes images
+    than they are without it, by the cosine of where it moves them to the nearest place that families of triggers agree
+    on (`detection.agreement`). A family is drawn by its worthiest trigger, and of its triggers those by which a small
+    change does it: any encoder's images can be brought together by changes that are large.
 
     Args:
-        families: Names of `FAMILIES`.
-        capacity: How many are kept; then a new one takes the place of the least dangerous one.
-        rungs: How many of `RUNGS` each family has gone up.
+        capacity: How many are kept, at most.
+        directions: The places that families agree on, unit-norm (K, D).
+        strength: How strongly they do, in [0, 1]: by this much a tower is pulled at.
         triggers: What is in it.
-        dangers: How much more alike each trigger makes images than they are without it, by `collapse`, when it was
-            last trained against; the more, the more often it is drawn.
+        worths: Of each, when it was last trained against.
     """
 
-    families: list[str]
     capacity: int
-    rungs: dict[str, int] = field(default_factory=dict)
+    directions: Tensor
+    strength: float
     triggers: list[FoundTrigger] = field(default_factory=list)
-    dangers: list[float] = field(default_factory=list)
+    worths: list[float] = field(default_factory=list)
 
-    def climb(
-        self, encode_image: EncodeImage, pixels: Tensor, family: str, steps: int, generator: np.random.Generator
-    ) -> None:
-        """Take a family up from the smallest size, keeping the triggers found."""
-        self.rungs[family] = 0
-        before = -1
-        while self.rungs[family] > before:
-            before = self.rungs[family]
-            self.add(encode_image, pixels, family, steps, generator)
+    @classmethod
+    def of_searches(cls, searches: Sequence[Search], capacity: int, device: torch.device) -> "TriggerPool":
+        """What a scan found that is worth most."""
+        agreed = agreements_of(searches)
+        pool = cls(capacity, torch.stack([one.direction for one in agreed]).to(device), agreed[0].strength)
+        for one in searches:
+            found = FoundTrigger(one.trigger.kind, one.trigger.mark.to(device))
+            pool.add(found, pool.worth(one.features.to(device), one.clean.to(device)).item())
+        return pool
 
-    def add(
-        self, encode_image: EncodeImage, pixels: Tensor, family: str, steps: int, generator: np.random.Generator
-    ) -> int:
-        """Find a trigger of the largest size so far that collapses the encoder's images; its place in the pool."""
-        kind = _kind(family, self.rungs[family], generator)
-        found = find_trigger(encode_image, pixels, collapse, kind, generator, steps)
-        with torch.no_grad():
-            danger = (collapse(encode_image(found(pixels))) - collapse(encode_image(pixels))).item()
-        if danger < COLLAPSED and self.rungs[family] + 1 < len(RUNGS):
-            larger = _kind(family, self.rungs[family] + 1, generator)
-            self.rungs[family] += told_apart(encode_image, pixels, larger, generator) >= 0.5
-        if len(self.triggers) < self.capacity:
-            self.triggers.append(found)
-            self.dangers.append(danger)
-            return len(self.triggers) - 1
-        place = int(np.argmin(self.dangers))
-        self.triggers[place], self.dangers[place] = found, danger
-        return place
+    def worth(self, triggered: Tensor, clean: Tensor) -> Tensor:
+        """Of a trigger, from features (B, D) with and without it: in [0, 1], without gradient."""
+        shift = (triggered - clean).detach().mean(0)
+        danger = collapse(triggered.detach()) - collapse(clean.detach())
+        nearest = F.cosine_similarity(shift[None], self.directions.to(shift)).max()
+        return danger.clamp(min=0) * nearest.clamp(min=0)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How often every trigger is drawn."""
+        worths = np.array(self.worths)
+        small = worths / np.array([one.kind.size for one in self.triggers]) ** 2
+        families = np.array([type(one.kind).__name__ for one in self.triggers])
+        weights = np.zeros(len(worths))
+        for family in set(families[worths > 0]):
+            own = families == family
+            weights[own] = worths[own].max() * small[own] / small[own].sum()
+        weights = weights / weights.sum() if weights.any() else weights
+        weights = (1 - EVENLY) * weights + EVENLY / len(weights)
+        return weights / weights.sum()
+
+    def add(self, trigger: FoundTrigger, worth: float) -> None:
+        """Take in a trigger; if there are too many then, the one that would be drawn least goes."""
+        self.triggers.append(trigger)
+        self.worths.append(worth)
+        if len(self.triggers) > self.capacity:
+            least = int(np.argmin(self.weights))
+            del self.triggers[least], self.worths[least]
 
     def draw(self, count: int, generator: np.random.Generator) -> list[int]:
-        """The places of `count` different triggers, the dangerous ones more often."""
-        weights = np.maximum(self.dangers, LEAST_DANGER)
-        return generator.choice(len(weights), count, replace=False, p=weights / weights.sum()).tolist()
+        """The places of `count` different triggers."""
+        return generator.choice(len(self.triggers), count, replace=False, p=self.weights).tolist()
 
     def sharpen(self, number: int, mark: Tensor, gradient: Tensor, pixels: Tensor, part: float) -> None:
         """Move a trigger up a gradient that training has computed anyway, `part` of a search's first step."""
@@ -98,25 +96,35 @@ class TriggerPool:
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""
         numbered = {str(number): one for number, one in enumerate(self.triggers)}
-        save_triggers(folder / FILE, numbered, {"rungs": self.rungs, "dangers": self.dangers})
+        told = {"worths": self.worths, "strength": self.strength, DIRECTIONS: self.directions.tolist()}
+        save_triggers(folder / FILE, numbered, told)
 
     @classmethod
-    def load(cls, folder: Path, families: list[str], capacity: int, device: torch.device) -> "TriggerPool":
+    def load(cls, folder: Path, capacity: int, device: torch.device) -> "TriggerPool":
         """What `save` wrote."""
         numbered, told = load_triggers(folder / FILE)
         triggers = [FoundTrigger(one.kind, one.mark.to(device)) for one in numbered.values()]
-        return cls(families, capacity, told["rungs"], triggers, told["dangers"])
+        directions = torch.tensor(told[DIRECTIONS], device=device)
+        return cls(capacity, directions, told["strength"], triggers, told["worths"])
 
 
-@torch.no_grad()
-def told_apart(encode_image: EncodeImage, pixels: Tensor, kind: Kind, generator: np.random.Generator) -> float:
-    """Part of the images that, under a random mark of a kind, are nearest to what they are without it."""
-    side = (pixels.shape[-2], pixels.shape[-1])
-    mark = kind.at_full_size(kind.draw(side, generator).to(pixels), pixels)
-    nearest = (encode_image(kind.apply(pixels, mark)) @ encode_image(pixels).T).argmax(1)
-    return (nearest == torch.arange(len(pixels), device=nearest.device)).float().mean().item()
+def climbs_of(families: Sequence[str]) -> list[Climb]:
+    """The scan's searches of some families."""
+    return [climb for climb in CLIMBS if climb.family in families]
 
 
-def _kind(family: str, rung: int, generator: np.random.Generator) -> Kind:
-    kinds = FAMILIES[family](RUNGS[rung])
-    return kinds[int(generator.integers(len(kinds)))]
+def find_anew(
+    encode_image: EncodeImage,
+    pixels: Tensor,
+    directions: Tensor,
+    families: Sequence[str],
+    steps: int,
+    generator: np.random.Generator,
+) -> FoundTrigger:
+    """A trigger that moves the images of an encoder to one of the directions (K, D), of any family, place and size."""
+    family = families[generator.integers(len(families))]
+    climbs = climbs_of([family])
+    climb = climbs[generator.integers(len(climbs))]
+    size = climb.sizes[generator.integers(len(climb.sizes))]
+    direction = directions[generator.integers(len(directions))]
+    return find_trigger(encode_image, pixels, approach(direction), sized(climb.kind, size), generator, steps)

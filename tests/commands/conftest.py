@@ -10,7 +10,7 @@ from tests.conftest import FEW_CLASSES
 SMALL_RUN = """
     --model_name_or_path pocket:badnet --dataset_name pocket:base --attacks pocket:badnet
     --class_names banana dog pizza rocket --num_shots 2 --test_images_per_class 3
-    --num_train_epochs 2 --warmup_epochs 1 --per_device_train_batch_size 8 --use_cpu true --disable_tqdm true
+    --num_train_epochs 2 --use_cpu true --disable_tqdm true
 """
 
 SMALL_JOB = {
@@ -21,13 +21,13 @@ SMALL_JOB = {
     "test_images_per_class": 10,
     "attacks": ["pocket:badnet"],
     "num_train_epochs": 3,
-    "warmup_epochs": 1,
-    "per_device_train_batch_size": 24,
     "use_cpu": True,
     "disable_tqdm": True,
 }
 RUNNER_UP = {
     "dummy_triggers": "runner_up",
+    "warmup_epochs": 1,
+    "per_device_train_batch_size": 24,
     "inversion_steps": 4,
     "norm": "inf",
     "inversion_step_rule": "sign",

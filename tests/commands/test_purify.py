@@ -124,12 +124,22 @@ def test_a_new_run_takes_the_place_of_the_same_one_only(run_purify, finished, tm
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
-@pytest.mark.parametrize("inner", [{"dummy_triggers": "universal"}, RUNNER_UP], ids=lambda one: one["dummy_triggers"])
-def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, inner, all_searches):
+WHOLE, HALF = {"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 4}
+UNIVERSAL = {"dummy_triggers": "universal"}
+LOOPS = {
+    "features": (UNIVERSAL, {}, {}),
+    "prompts": (UNIVERSAL | {"outer_solver": "prompts", "warmup_epochs": 1}, WHOLE, HALF),
+    "runner_up": (RUNNER_UP, WHOLE, HALF),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, loop, all_searches):
     """To 1e-6, with the same global batch; files and table appear once, and the log covers both shares."""
-    assert run_purify(output=tmp_path / "one", per_device_train_batch_size=8, **inner)[0] == 0
+    inner, whole, half = LOOPS[loop]
+    assert run_purify(output=tmp_path / "one", **inner | whole)[0] == 0
     config = tmp_path / "two.yaml"
-    job = {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4, **inner}
+    job = {"output_dir": str(tmp_path / "two"), **inner, **half}
     config.write_text(yaml.safe_dump(SMALL_JOB | job))
     printed = run_in_two_processes("-m", "peft_cbpt", "purify", "--config", str(config))
     assert printed.count("clean accuracy  ") == 1

@@ -14,8 +14,7 @@ from peft_cbpt.tuner.fingerprint import weights_fingerprint
 NAMES = class_names()[:20]
 OPTIONS = """
 --model_name_or_path pocket:resnet-badnet --dataset_name pocket:base --attacks pocket:resnet-badnet
---num_classes 20 --num_shots 16 --test_images_per_class 10 --num_train_epochs 25 --warmup_epochs 5
---per_device_train_batch_size 16 --save_strategy no --use_cpu true --disable_tqdm true
+--num_classes 20 --num_shots 16 --test_images_per_class 10 --save_strategy no --use_cpu true --disable_tqdm true
 """
 
 

@@ -95,10 +95,11 @@ def test_taking_the_middle_of_a_long_picture_keeps_the_crop(poisoned_clip):
 
 
 @pytest.mark.parametrize("size", [{"shortest_edge": 48}, {"shortest_edge": 55}, {"height": 48, "width": 48}])
-def test_model_pixels_are_resized_and_cropped_as_the_processor_says(size, poisoned_clip):
+@pytest.mark.parametrize("given", [(101, 77), (48, 48), (48, 60)])
+def test_model_pixels_are_resized_and_cropped_as_the_processor_says(given, size, poisoned_clip):
     processor = poisoned_clip.image_processor
     processor.size = size
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (101, 77, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*given, 3), dtype=np.uint8))
     pixels = model_pixels(image, processor)
     expected = processor(image, return_tensors="pt").pixel_values[0]
     torch.testing.assert_close(poisoned_clip.normalize(pixels / 255), expected, rtol=0, atol=1e-5)

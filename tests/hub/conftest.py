@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 BASE_ID = "lab/pocket-badnet"
 JOB = (
     "--dataset_name pocket:base --num_classes 6 --num_shots 2 --test_images_per_class 4 --num_train_epochs 2 "
-    "--warmup_epochs 1 --per_device_train_batch_size 12 --attacks pocket:badnet --use_cpu --disable_tqdm true"
+    "--attacks pocket:badnet --use_cpu --disable_tqdm true"
 ).split()
 
 

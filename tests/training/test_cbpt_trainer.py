@@ -20,6 +20,8 @@ from tests.conftest import FEW_CLASSES
 LINF = {"dummy_triggers": "runner_up", "norm": math.inf, "inversion_step_rule": "sign", "inversion_lr": 2 / 255}
 LINF["inversion_steps"] = 3
 UNIVERSAL = {"dummy_triggers": "universal"}
+PROMPTS = {**UNIVERSAL, "outer_solver": "prompts"}
+LOOP = {"warmup_epochs": 1, "per_device_train_batch_size": 7}
 NO_CACHE = {"use_feature_cache": False, "feature_cache_dir": None}
 
 
@@ -30,10 +32,9 @@ def make_trainer(clip, images, folder, adapter_name="default", **settings):
     defaults = {
         "feature_cache_dir": str(folder / "cache"),
         "num_train_epochs": 3,
-        "warmup_epochs": 1,
-        "per_device_train_batch_size": 7,
     }
-    settings = {**defaults, **(LINF if settings.get("dummy_triggers") != "universal" else {}), **settings}
+    loop = {} if settings.get("dummy_triggers") == "universal" and "outer_solver" not in settings else LOOP
+    settings = {**defaults, **loop, **(LINF if settings.get("dummy_triggers") != "universal" else {}), **settings}
     arguments = CBPTTrainingArguments(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **settings)
     return CBPTTrainer(model, arguments, images, clip.normalize)
 
@@ -81,19 +82,22 @@ def test_the_same_seed_gives_the_same_adapter_and_another_another(reference, poi
     assert not torch.allclose(other, reference[0], atol=1e-5)
 
 
-def test_a_resumed_run_with_universal_triggers_equals_an_uninterrupted_one(poisoned_clip, few_shots, tmp_path):
-    whole, _ = trained_context(poisoned_clip, few_shots, tmp_path / "whole", save_total_limit=None, **UNIVERSAL)
+@pytest.mark.parametrize("settings", [UNIVERSAL, PROMPTS], ids=["features", "prompts"])
+def test_a_resumed_run_with_universal_triggers_equals_an_uninterrupted_one(
+    poisoned_clip, few_shots, tmp_path, settings
+):
+    whole, _ = trained_context(poisoned_clip, few_shots, tmp_path / "whole", save_total_limit=None, **settings)
     first = min((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     resumed, _ = trained_context(
         poisoned_clip,
         few_shots,
         tmp_path / "again",
         resume=str(first),
-        **UNIVERSAL,
+        **settings,
         **NO_CACHE,
     )
     assert torch.equal(resumed, whole)
-    for other in ({}, {**UNIVERSAL, "perturbed_share": 0.1}):
+    for other in ({}, {**settings, "perturbed_share": 0.1}):
         with pytest.raises(InputError, match="another model"):
             make_trainer(poisoned_clip, few_shots, tmp_path / "other", **other).check_checkpoint(str(first))
 
@@ -194,6 +198,8 @@ def test_every_norm_and_positive_rule_trains(poisoned_clip, few_shots, tmp_path,
         {"num_train_epochs": 0},
         {"norm": 5, "dummy_triggers": "runner_up"},
         {"dummy_triggers": "banana"},
+        {"outer_solver": "words"},
+        {"outer_solver": "features", "dummy_triggers": "runner_up"},
         {"warmup_epochs": 20, "num_train_epochs": float("nan")},
     ],
 )
@@ -205,10 +211,12 @@ def test_bad_settings_are_refused(tmp_path, settings):
 def test_the_default_warmup_is_refused_where_it_is_all_there_is(tmp_path):
     for epochs in (1, 5):
         with pytest.raises(InputError, match=f"num_train_epochs {epochs} ends within"):
-            CBPTTrainingArguments(output_dir=str(tmp_path), num_train_epochs=epochs)
-    CBPTTrainingArguments(output_dir=str(tmp_path), num_train_epochs=6)
-    CBPTTrainingArguments(output_dir=str(tmp_path), num_train_epochs=5, warmup_epochs=1)
-    CBPTTrainingArguments(output_dir=str(tmp_path), num_train_epochs=10, warmup_epochs=10)  # CoOp
+            CBPTTrainingArguments(output_dir=str(tmp_path), outer_solver="prompts", num_train_epochs=epochs)
+    for settings in ({"num_train_epochs": 6}, {"num_train_epochs": 5, "warmup_epochs": 1}):
+        CBPTTrainingArguments(output_dir=str(tmp_path), outer_solver="prompts", **settings)
+    coop = {"num_train_epochs": 10, "warmup_epochs": 10}
+    CBPTTrainingArguments(output_dir=str(tmp_path), outer_solver="prompts", **coop)
+    CBPTTrainingArguments(output_dir=str(tmp_path), num_train_epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +238,7 @@ def test_the_default_warmup_is_refused_where_it_is_all_there_is(tmp_path):
     ],
 )
 def test_few_shots_make_small_batches(n_images, settings, batch, said, tmp_path, caplog):
-    given = CBPTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+    given = CBPTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, outer_solver="prompts", **settings)
     arguments = given.with_enough_steps(n_images)
     assert arguments.per_device_train_batch_size == batch and said in caplog.text and bool(said) == bool(caplog.text)
     assert arguments is given or given.per_device_train_batch_size == 32
@@ -246,6 +254,9 @@ def test_few_shots_make_small_batches(n_images, settings, batch, said, tmp_path,
         {"inversion_dtype": "bf16"},
         {"dummy_triggers": "runner_up", "perturbed_share": 0.1},
         {"dummy_triggers": "runner_up", "universal_share": 0.5},
+        {"warmup_epochs": 2},
+        {"per_device_train_batch_size": 8},
+        {"learning_rate": 0.1},
         {"use_feature_cache": False, "feature_cache_dir": "somewhere"},
         {"optim": "adafactor"},
         {"warmup_steps": 10},

@@ -30,7 +30,9 @@ def purified_figures(clip, folder, names=NAMES, shots=8, **settings):
         LabelledImages(pocket_dataset("base", split, n, names), clip.image_processor)
         for split, n in (("train", shots), ("test", 10))
     )
-    model = get_peft_model(clip.model, CBPTConfig(class_names=names).tokenize(clip.tokenizer))
+    published = settings.get("dummy_triggers") == "runner_up"
+    start = "normal" if published else "template"
+    model = get_peft_model(clip.model, CBPTConfig(class_names=names, context_init=start).tokenize(clip.tokenizer))
     encoder = image_encoder(clip.model, clip.normalize)
     encoded = encode_images(encoder, test, {"badnet": attack.trigger}, torch.device("cpu"))
 
@@ -43,9 +45,9 @@ def purified_figures(clip, folder, names=NAMES, shots=8, **settings):
 
     with model.disable_adapter():
         before = figures()
-    short = {"num_train_epochs": 25, "warmup_epochs": 2, "per_device_train_batch_size": 16} | settings
+    short = {"num_train_epochs": 25, "warmup_epochs": 2, "per_device_train_batch_size": 16} if published else {}
     arguments = CBPTTrainingArguments(
-        output_dir=str(folder), use_cpu=True, disable_tqdm=True, save_strategy="no", **short
+        output_dir=str(folder), use_cpu=True, disable_tqdm=True, save_strategy="no", **short | settings
     )
     CBPTTrainer(model, arguments, train, clip.normalize).train()
     return before, figures()
@@ -74,11 +76,7 @@ def test_a_target_that_is_not_found_is_a_candidate_and_is_purified(poisoned_clip
 
 
 def test_one_shot_of_a_few_classes_is_enough(poisoned_clip, tmp_path):
-    """Six images would be a single step an epoch in the default's batches."""
-    defaults = {"num_train_epochs": 20, "warmup_epochs": 5, "per_device_train_batch_size": 32}
-    (_, success_before), (clean_after, success_after) = purified_figures(
-        poisoned_clip, tmp_path, FEW_CLASSES, shots=1, **defaults
-    )
+    (_, success_before), (clean_after, success_after) = purified_figures(poisoned_clip, tmp_path, FEW_CLASSES, shots=1)
     assert success_before >= 0.95 and success_after <= 0.1 and clean_after >= 0.85
 
 

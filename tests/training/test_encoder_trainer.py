@@ -28,7 +28,13 @@ def tiny(kind="clip"):
 
 def settings(folder, **others):
     few = {"max_steps": 4, "save_steps": 2, "search_every": 2, "search_steps": 2, "search_images": 4}
-    few |= {"per_device_train_batch_size": 4, "disable_tqdm": True, "report_to": "none", "learning_rate": 1e-2}
+    few |= {
+        "kinds": ["wave", "warp"],
+        "per_device_train_batch_size": 4,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "learning_rate": 1e-2,
+    }
     return EncoderPurifierArguments(output_dir=str(folder), **(few | others))
 
 
@@ -145,7 +151,15 @@ def test_bf16_trains_and_leaves_finite_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lora_rank": 0}, {"kinds": ["sound"]}, {"kinds": []}, {"hold_weight": -1}, {"search_images": 1}]
+    "wrong",
+    [
+        {"lora_rank": 0},
+        {"kinds": ["sound"]},
+        {"kinds": []},
+        {"hold_weight": -1},
+        {"update_weight": -1},
+        {"search_images": 1},
+    ],
 )
 def test_a_setting_out_of_range_is_refused(wrong, tmp_path):
     with pytest.raises(InputError, match=next(iter(wrong))):
