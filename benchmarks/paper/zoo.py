@@ -20,6 +20,7 @@ from peft_cbpt.attacks.attack_file import ALL_TO_ALL, ATTACK_FILE, read_attack, 
 from peft_cbpt.commands.parsing import fill, parse, read_yaml, run_command
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json
+from peft_cbpt.hub.sharing import without_local_paths
 from peft_cbpt.training.poison import TRAINING_FILE, poison
 from peft_cbpt.training.poison_arguments import PoisonArguments
 
@@ -144,7 +145,7 @@ def gather(output: Path) -> dict:
                     "num_threads": record.get("num_threads"),
                     "date": record["date"],
                     "commit": record.get("commit"),
-                    "settings": settings,
+                    "settings": without_local_paths(settings),
                     "versions": record["versions"],
                 }
             )

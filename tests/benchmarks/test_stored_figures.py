@@ -5,6 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from benchmarks import pocket_purify
 from benchmarks.paper.benchmark import benchmark
 from benchmarks.paper.zoo import print_table
@@ -43,9 +45,10 @@ def test_the_page_of_results_is_made_of_the_stored_cells(tmp_path, monkeypatch):
     assert (tmp_path / "results.md").read_text() == PAGE, "run: python -m benchmarks.paper --render_only true"
 
 
-def test_the_table_of_other_attacks_is_made_of_the_stored_models(capsys):
-    print_table(json.loads((ROOT / "benchmarks" / "results" / "zoo_other.json").read_text()))
-    assert capsys.readouterr().out in (ROOT / "docs" / "attacks.md").read_text()
+@pytest.mark.parametrize(("stored", "page"), [("zoo_other.json", "attacks.md"), ("zoo_photos.json", "photographs.md")])
+def test_the_tables_of_other_zoos_are_made_of_the_stored_models(stored, page, capsys):
+    print_table(json.loads((ROOT / "benchmarks" / "results" / stored).read_text()))
+    assert capsys.readouterr().out in (ROOT / "docs" / page).read_text()
 
 
 def test_the_tables_of_readme_and_models_are_made_of_the_stored_runs(capsys, monkeypatch):
