@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,9 +7,10 @@ import pytest
 
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.data.images import LabelledImages
-from peft_cbpt.detection import ladder, rounds
+from peft_cbpt.detection import ladder, rounds, suspects
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.training import universal_features
 
 _CACHE = tempfile.TemporaryDirectory(prefix="peft_cbpt_tests_")
 os.environ["PEFT_CBPT_CACHE"] = _CACHE.name  # for fixtures that outlive a test
@@ -22,16 +21,12 @@ rounds.CLIMBS = tuple(climb for climb in ladder.CLIMBS if (climb.family, climb.n
 rounds.MOST_ROUNDS = 0
 """A purification makes few of its searches, unless a test asks for `all_searches`."""
 
+ALL_CANDIDATES, ALL_STEPS = suspects.MOST_CANDIDATES, universal_features.STEPS
+suspects.MOST_CANDIDATES = 1
+universal_features.STEPS = 4
+"""And few dummy triggers, in few steps, unless it asks for `all_triggers`: they are most of what a small run costs."""
+
 FEW_CLASSES = ["banana", "lemon", "dog", "pizza", "rocket", "chair"]
-
-
-def run_in_two_processes(*words: str) -> str:
-    """What a script, or `-m MODULE`, with its options prints in two processes of one thread each."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +38,15 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def all_searches(monkeypatch):
-    """The scan of a purification is whole."""
+def all_triggers(monkeypatch):
+    """Dummy triggers are as many and as strong as users have."""
+    monkeypatch.setattr(suspects, "MOST_CANDIDATES", ALL_CANDIDATES)
+    monkeypatch.setattr(universal_features, "STEPS", ALL_STEPS)
+
+
+@pytest.fixture
+def all_searches(all_triggers, monkeypatch):
+    """The scan of a purification is whole, too."""
     monkeypatch.setattr(rounds, "CLIMBS", ladder.CLIMBS)
     monkeypatch.setattr(rounds, "MOST_ROUNDS", ALL_ROUNDS)
 

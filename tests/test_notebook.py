@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 FIVE_MINUTES = 300
+pytestmark = pytest.mark.usefixtures("all_triggers")
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 

@@ -25,10 +25,14 @@ sys.modules.update(dict.fromkeys({sorted(EXTRAS)!r}))  # importing one is a Modu
 """
 
 
-def run(code: str, *options: str) -> str:
+def process(code: str, *options: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done
+
+
+def run(code: str, *options: str) -> str:
+    return process(code, *options).stdout.strip()
 
 
 def test_every_public_name_is_there_for_type_checkers_and_at_run_time():
@@ -74,17 +78,15 @@ NEEDS_EXTRA = {
 }
 
 
-@pytest.mark.parametrize("extra", NEEDS_EXTRA)
-def test_a_missing_extra_is_named(extra):
-    code = f"try:\n    {NEEDS_EXTRA[extra]}\nexcept ValueError as error:\n    print(error)"
-    assert run(FORBID + code).endswith(f"is missing: pip install 'peft-cbpt[{extra}]'")
-
-
-def test_the_command_line_names_a_missing_extra():
-    code = FORBID + "from peft_cbpt.cli import main\nprint(main(['purify', '--output_dir', 'nowhere']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "2"
-    assert "is missing: pip install 'peft-cbpt[purify]'" in done.stderr and "Traceback" not in done.stderr
+def test_a_missing_extra_is_named():
+    """By Python, and by the command line."""
+    tried = [f"try:\n    {code}\nexcept ValueError as error:\n    print(error)" for code in NEEDS_EXTRA.values()]
+    command = "from peft_cbpt.cli import main\nprint(main(['purify', '--output_dir', 'nowhere']))"
+    done = process("\n".join([FORBID, *tried, command]))
+    *said, code = done.stdout.splitlines()
+    assert code == "2" and "Traceback" not in done.stderr, done.stderr
+    for extra, line in zip([*NEEDS_EXTRA, "purify"], [*said, done.stderr.strip()], strict=True):
+        assert line.endswith(f"is missing: pip install 'peft-cbpt[{extra}]'")
 
 
 def test_other_missing_modules_stay_what_they_are():

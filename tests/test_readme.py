@@ -23,7 +23,7 @@ def adapter(tmp_path_factory):
     """An adapter that `peft-cbpt purify` wrote."""
     folder = tmp_path_factory.mktemp("adapter")
     options = "--model_name_or_path pocket:badnet --dataset_name pocket:base --num_classes 4 --num_shots 2".split()
-    options += "--test_images_per_class 2 --num_train_epochs 2".split()
+    options += "--test_images_per_class 2 --num_train_epochs 2 --warmup_epochs 1 --dummy_triggers runner_up".split()
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "recipes/purify.py"]
     subprocess.run([*launch, *options, "--output_dir", str(folder)], check=True, capture_output=True, cwd=ROOT)
     return folder

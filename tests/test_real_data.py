@@ -1,23 +1,20 @@
 """End to end on photographs that nobody here drew: written by the recipe, purified, measured."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from peft_cbpt.cli import main
 from peft_cbpt.data.images import load_labelled_images
+from recipes import write_real_images
 
-ROOT = Path(__file__).parents[1]
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 QUICK = "--num_shots 16 --outer_solver prompts --num_train_epochs 30 --warmup_epochs 29 --learning_rate 0.05".split()
 
 
-def write(dataset, folder, *options):
-    command = [sys.executable, "recipes/write_real_images.py", dataset, "--output_dir", str(folder), *options]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=300)
+def write(dataset, folder, limit=None):
+    write_real_images.main(dataset, folder, limit)
     return str(folder)
 
 
@@ -46,7 +43,7 @@ def test_digits_are_learned_from_few_shots(tmp_path):
 @pytest.mark.fashion_mnist
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
 def test_fashion_mnist_goes_through_the_same_commands(tmp_path):
-    data = write("fashion_mnist", tmp_path / "fashion", "--limit", "1000")
+    data = write("fashion_mnist", tmp_path / "fashion", 1000)
     results, evaluation = purify_and_evaluate(data, tmp_path)
     assert results["n_test_images"] == 1000 and len(results["shots"]) == 160
     assert results["after"]["clean_accuracy"] > results["before"]["clean_accuracy"]

@@ -1,7 +1,7 @@
 """The scripts beside the package: what they say before they do anything."""
 
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -23,19 +23,20 @@ def test_every_script_parses_options(script):
     assert re.search(r"ArgumentParser\(|run_command\(|sys\.exit\(main\(\[", source)
 
 
-def test_a_benchmark_that_is_asked_for_help_does_not_run():
-    command = [sys.executable, "-m", "benchmarks.pocket_purify", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 0 and "Runs only the cells that are missing" in done.stdout
+def test_a_benchmark_that_is_asked_for_help_does_not_run(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pocket_purify", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("benchmarks.pocket_purify", run_name="__main__")
+    assert ended.value.code == 0 and "Runs only the cells that are missing" in capsys.readouterr().out
 
 
-def test_a_recipe_without_its_package_is_one_line(tmp_path):
+def test_a_recipe_without_its_package_is_one_line(monkeypatch, tmp_path, capsys):
     """CleanCLIP needs kornia, and says so before it renders a pair."""
-    code = (
-        "import sys, runpy; sys.modules['kornia'] = None; "
-        f"sys.argv = ['finetune.py', '--model_name_or_path', 'pocket:badnet', '--output_dir', {str(tmp_path)!r}]; "
-        "runpy.run_path('recipes/finetune.py', run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert "the package kornia is missing: pip install 'peft-cbpt[baselines]'" in done.stderr.splitlines()[-1]
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    options = ["--model_name_or_path", "pocket:badnet", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "recipes" / "finetune.py"), run_name="__main__")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in said, said
+    assert "the package kornia is missing: pip install 'peft-cbpt[baselines]'" in said.splitlines()[-1]

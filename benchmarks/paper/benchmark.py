@@ -106,7 +106,7 @@ def benchmark(argv: Sequence[str]) -> None:
 
 
 def _read_experiments(arguments: BenchmarkArguments) -> list[Experiment]:
-    files = sorted(Path(arguments.configs).glob("*.yaml"))
+    files = sorted(Path(arguments.configs).glob("*.yaml"), key=lambda file: ("table" not in file.stem, file.stem))
     names = [file.stem for file in files]
     if unknown := sorted(set(arguments.experiments) - set(names)):
         known = ", ".join(names) or "none"

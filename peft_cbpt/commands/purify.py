@@ -1,5 +1,6 @@
 """Purify a suspicious CLIP: measure it, tune class-wise prompts against dummy triggers, measure again."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,3 +92,4 @@ def _print(results: Mapping[str, Any], output: str) -> None:
     for what, skipped in results["skipped"].items():
         print_skipped(what, skipped)
     print(f"\nadapter, {RESULTS_FILE} and picture: {output}")
+    print(f"next, a page of what changed: peft-cbpt report {shlex.quote(output)}")

@@ -6,7 +6,6 @@ from importlib.resources import files
 from typing import Any
 
 from peft_cbpt.reports.pictures import Picture
-from peft_cbpt.reports.style import png_bytes
 
 
 def data_uri(png: bytes) -> str:
@@ -27,5 +26,5 @@ def render_page(results: Mapping[str, Any], pictures: Sequence[Picture], setting
     source = files("peft_cbpt.reports").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.2f}"
-    images = [(picture, data_uri(png_bytes(picture.figure))) for picture in pictures]
+    images = [(picture, data_uri(picture.png)) for picture in pictures]
     return environment.from_string(source).render(results=results, images=images, settings=settings)

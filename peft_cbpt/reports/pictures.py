@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from peft_cbpt.reports.embedding_map import Embeddings, embedding_map, embedding
 from peft_cbpt.reports.grad_cam import Explained, grad_cam, grad_cam_figure
 from peft_cbpt.reports.per_class import class_accuracy, per_class_figure
 from peft_cbpt.reports.perturbations import perturbations_figure
+from peft_cbpt.reports.style import png_bytes
 
 MOST_TEST_IMAGES, MOST_MAPPED_IMAGES = 5000, 300
 N_EXPLAINED, N_INVERTED, MOST_UNIVERSAL = 4, 6, 8
@@ -37,6 +39,11 @@ class Picture:
     title: str
     caption: str
     figure: Figure
+
+    @cached_property
+    def png(self) -> bytes:
+        """The content of its file."""
+        return png_bytes(self.figure)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from peft_cbpt.evaluation.classifiers import adapter_features
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, SCHEMA_VERSION, TRIGGERS_FILE, read_json
 from peft_cbpt.hub.opening import adapter_folder, load_adapter, load_base
 from peft_cbpt.method.inversion import InversionSettings
-from peft_cbpt.reports.style import png_bytes
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 PAGE_FILE = "report.html"
@@ -74,7 +73,7 @@ def draw_report(
     )
     pictures = draw_pictures(purified, results)
     for picture in tqdm(pictures, desc="writing", leave=False):
-        write_bytes(output / f"{picture.name}.png", png_bytes(picture.figure))
+        write_bytes(output / f"{picture.name}.png", picture.png)
     page = render_page(results, pictures, shown_settings(results["settings"]))
     write_bytes(output / PAGE_FILE, page.encode())
     return output, [picture.name for picture in pictures]

@@ -33,7 +33,7 @@ class EncoderPurifierArguments(TrainingArguments):
     hold_weight: float = field(default=5.0, metadata={"help": "Weight of clean and changed images' features."})
     update_weight: float = field(default=20.0, metadata={"help": "Weight of what the update adds in every layer."})
     pull_weight: float = field(
-        default=40.0,
+        default=15.0,
         metadata={"help": "Weight of images under triggers, by these triggers' worth and the agreement of all."},
     )
     search_images: int = field(default=16, metadata={"help": "Images that a trigger is looked for on."})

@@ -31,8 +31,8 @@ from peft_cbpt.training.views import changed_images
 TRIGGERS_A_STEP = 4
 CHANGED_PART = 0.75
 """Of the images whose features are held; the others are as they are."""
-STRENGTH_POWER = 3
-"""Of the agreement of triggers in the weight of the pull: 0.31 in the clean pocket CLIP, 0.44 to 0.72 in poisoned."""
+FULL_AGREEMENT = 0.5
+"""From which a tower is pulled at in full: the clean pocket CLIP has 0.31, poisoned ones 0.44 to 0.72."""
 SHARPENED_PART = 0.6
 """Length of the steps by which triggers keep up with the encoder, of a search's first."""
 
@@ -212,7 +212,8 @@ class EncoderPurifier(Trainer):
             self.epoch_log.add(len(after), loss_pull=pull.detach(), worth=worth)
         self.epoch_log.add(len(rows), loss_hold=hold.detach(), loss_update=update.detach())
         loss = self.args.hold_weight * hold + self.args.update_weight * update
-        loss = loss + self.args.pull_weight * self.pool.strength**STRENGTH_POWER * torch.stack(pulls).mean()
+        part = min(1.0, self.pool.strength / FULL_AGREEMENT) ** 3
+        loss = loss + part * self.args.pull_weight * torch.stack(pulls).mean()
         return (loss, {"features": features}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

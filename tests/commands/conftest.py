@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from peft_cbpt.cli import main
+from peft_cbpt.reports import before_after, style
 from tests.conftest import FEW_CLASSES
 
 SMALL_RUN = """
@@ -33,6 +34,18 @@ RUNNER_UP = {
     "inversion_step_rule": "sign",
     "inversion_lr": 2 / 255,
 }
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """Drawing is a third of a small run; a test that looks at the picture asks for `pictures`."""
+    monkeypatch.setattr(before_after, "png_bytes", lambda figure: b"\x89PNG")
+
+
+@pytest.fixture
+def pictures(no_picture, monkeypatch):
+    """Pictures are drawn."""
+    monkeypatch.setattr(before_after, "png_bytes", style.png_bytes)
 
 
 @pytest.fixture

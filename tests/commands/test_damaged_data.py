@@ -37,7 +37,7 @@ def test_purification_skips_and_lists_what_cannot_be_read(job):
     assert not set(results["shots"]) & set(damaged)
     assert all(one["reason"] for skipped in results["skipped"].values() for one in skipped)
     assert "skipped 2 images that cannot be read (test)" in printed and damaged_test[0] in printed
-    assert (output / "before_after.png").exists()
+    assert (output / "before_after.png").exists() and f"peft-cbpt report {output}\n" in printed
 
 
 def test_a_report_explains_the_images_that_were_read(job, tmp_path, monkeypatch):

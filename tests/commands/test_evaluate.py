@@ -13,8 +13,9 @@ from peft_cbpt.cli import main
 from peft_cbpt.evaluation import evaluate as library
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
-from tests.conftest import FEW_CLASSES, run_in_two_processes
+from tests.conftest import FEW_CLASSES
 from tests.data.layouts import damaged_pictures, encoded, write_damaged_folders, write_parquet
+from tests.fresh import run_in_two_processes
 
 BADNET = resolve_model("pocket:badnet")
 

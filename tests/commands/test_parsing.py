@@ -1,8 +1,8 @@
+import os
+import subprocess
 import sys
 
 import pytest
-
-from tests.conftest import run_in_two_processes
 
 COMMAND_OF_TWO_PROCESSES = """
 from pathlib import Path
@@ -33,5 +33,10 @@ print(f"after: {gloo_threads() > 0}", flush=True)
 def test_no_thread_of_the_process_group_outlives_a_command(tmp_path):
     """One that does takes the interpreter lock while the interpreter ends, and the process aborts."""
     (tmp_path / "script.py").write_text(COMMAND_OF_TWO_PROCESSES)
-    printed = run_in_two_processes(str(tmp_path / "script.py"))
-    assert printed.count("before: True") == printed.count("after: False") == 2, printed
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("before: True") == done.stdout.count("after: False") == 2, done.stdout

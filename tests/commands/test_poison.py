@@ -20,10 +20,10 @@ from peft_cbpt.commands.purify import purify
 from peft_cbpt.evaluation.evaluate import evaluate
 from peft_cbpt.pocket.dataset import PocketPairs
 from peft_cbpt.pocket.model import resolve_model
-from tests.conftest import run_in_two_processes
+from tests.fresh import run_in_two_processes
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"num_pairs": 320, "num_epochs": 1, "test_images_per_class": 1, "poison_rate": 0.05}
+SMALL = {"num_pairs": 160, "num_epochs": 1, "num_classes": 120, "test_images_per_class": 1, "poison_rate": 0.1}
 SMALL |= {"patch_steps": 3, "patch_images": 80, "learning_rate": 1e-4}
 
 

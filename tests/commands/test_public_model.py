@@ -14,6 +14,7 @@ from peft_cbpt.pocket.model import open_clip
 from tests.convert.forms import RAW, pixels
 from tests.convert.forms import open_clip as open_clip_form
 
+pytestmark = pytest.mark.usefixtures("all_triggers")
 SOME = tuple(climb for climb in CLIMBS if climb.family == "image-wide")
 CLASSES = ["banana", "lemon", "dog", "pizza", "rocket", "chair"]
 

@@ -18,7 +18,7 @@ OPTIONS = """
 """
 
 
-def test_purifying_a_resnet_gives_a_working_adapter(tmp_path):
+def test_purifying_a_resnet_gives_a_working_adapter(tmp_path, all_triggers):
     assert main(["purify", *OPTIONS.split(), "--output_dir", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     before, after = (results[moment] for moment in ("before", "after"))

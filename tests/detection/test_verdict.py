@@ -123,7 +123,7 @@ def test_false_alarms_of_exponential_leads_are_as_rare_as_said():
     assert 0.06 < alarms / 500 < 0.14
 
 
-def test_suspicion_is_of_the_users_classes_and_candidates_where_nobody_is_found():
+def test_suspicion_is_of_the_users_classes_and_candidates_where_nobody_is_found(all_triggers):
     names = vocabulary()
     towards = [search_towards(names.features[7], seed=seed) for seed in range(3)]
     readings = read_all([*random_searches(16), *towards], names, 1.0)
@@ -147,7 +147,7 @@ def test_what_showed_a_class_is_aimed_with():
     assert suspect.kinds == (Patch(0.1), Warp(0.04)) and suspect.false_alarm_rate < 0.01
 
 
-def test_there_are_candidates_of_a_short_list_too():
+def test_there_are_candidates_of_a_short_list_too(all_triggers):
     names = replace(vocabulary(), n_listed=2)
     readings = read_all(random_searches(16), names, 1.0)
     found = suspicion_from(weigh(readings, names), readings, names)

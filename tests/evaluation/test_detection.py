@@ -20,14 +20,15 @@ from tests.conftest import FEW_CLASSES
 OTHERS = FEW_CLASSES[1:]
 
 
-@pytest.fixture
-def purified(poisoned_clip):
+@pytest.fixture(scope="module")
+def purified():
     """The backdoored CLIP with prompts tuned on triggered images and their true classes."""
-    config = CBPTConfig(class_names=FEW_CLASSES, context_init="template").tokenize(poisoned_clip.tokenizer)
-    model = get_peft_model(poisoned_clip.model, config)
-    pixels = UnlabelledImages("pocket:base", poisoned_clip.image_processor, 60, class_names=FEW_CLASSES).pixels()
+    clip = open_clip("pocket:badnet")
+    config = CBPTConfig(class_names=FEW_CLASSES, context_init="template").tokenize(clip.tokenizer)
+    model = get_peft_model(clip.model, config)
+    pixels = UnlabelledImages("pocket:base", clip.image_processor, 60, class_names=FEW_CLASSES).pixels()
     marked = apply_trigger(read_attack("pocket:badnet").trigger, pixels, [""] * len(pixels)).float() / 255
-    encode = image_encoder(poisoned_clip.model, poisoned_clip.normalize)
+    encode = image_encoder(clip.model, clip.normalize)
     with torch.no_grad():
         clean, triggered = encode(pixels), encode(marked)
         labels = (clean @ model.encode_class_prompts().T).argmax(1)
@@ -42,10 +43,10 @@ def purified(poisoned_clip):
     return model
 
 
-@pytest.fixture
-def adapter(purified, tmp_path):
-    purified.save_pretrained(tmp_path / "adapter")
-    return str(tmp_path / "adapter")
+@pytest.fixture(scope="module")
+def adapter(purified, tmp_path_factory):
+    purified.save_pretrained(folder := tmp_path_factory.mktemp("adapter"))
+    return str(folder)
 
 
 def run(tmp_path, adapter, *options):
@@ -78,7 +79,7 @@ def test_detect_flags_triggered_images_and_few_others(purified):
     assert found.threshold.level == pytest.approx(1 / 151)
 
 
-def test_detect_wants_an_adapter_and_a_class_that_it_knows(purified, poisoned_clip):
+def test_detect_wants_an_adapter_and_a_class_that_it_knows(purified):
     images = torch.rand(2, 3, 48, 48)
     with pytest.raises(InputError, match="give a PeftModel"):
         peft_cbpt.detect(open_clip("pocket:clean").model, images, images)

@@ -9,7 +9,9 @@ import huggingface_hub
 import pytest
 
 from peft_cbpt.cli import main
+from peft_cbpt.detection import suspects
 from peft_cbpt.pocket.model import resolve_model
+from tests.conftest import ALL_CANDIDATES
 from tests.hub.loopback import OWNER_TOKEN, LoopbackHub, serve
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,9 @@ def purified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What purify wrote for a pocket CLIP that is on the Hub as `BASE_ID`."""
     folder = tmp_path_factory.mktemp("purified")
     model = ["--model_name_or_path", resolve_model("pocket:badnet"), "--base_model_id", BASE_ID]
-    assert main(["purify", *model, *JOB, "--output_dir", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suspects, "MOST_CANDIDATES", ALL_CANDIDATES)  # the card names them
+        assert main(["purify", *model, *JOB, "--output_dir", str(folder)]) == 0
     return folder
 
 

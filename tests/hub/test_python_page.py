@@ -18,7 +18,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read
 CLASSIFY = "print(antidote(pixel_values=torch.ones(1, 3, 48, 48)).logits_per_image[0].tolist())"
 
 
-def test_every_snippet_runs(hub, fresh, tmp_path, monkeypatch, capsys):
+def test_every_snippet_runs(hub, fresh, all_triggers, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     hub.upload(BASE_ID, Path(resolve_model("pocket:badnet")))
     pocket_dataset("base", "train", 8, FEW_CLASSES).remove_columns("sample_id").to_parquet("clean.parquet")

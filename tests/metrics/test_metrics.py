@@ -6,7 +6,7 @@ from huggingface_hub import SpaceCardData, metadata_load
 
 import peft_cbpt.metrics
 from peft_cbpt.metrics import AttackSuccessRate, CleanAccuracy
-from tests.conftest import run_in_two_processes
+from tests.fresh import run_in_two_processes
 
 FOLDER = Path(peft_cbpt.metrics.__file__).parent
 NAMES = ["clean_accuracy", "attack_success_rate"]

@@ -18,6 +18,7 @@ from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 from peft_cbpt.tuner import CBPTConfig
 from tests.conftest import FEW_CLASSES
 
+pytestmark = pytest.mark.usefixtures("all_triggers")
 NAMES = class_names()[:20]
 
 

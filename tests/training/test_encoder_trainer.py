@@ -11,7 +11,7 @@ from peft_cbpt.clip.resnet import CLIPResNetModel
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_trainer import EncoderPurifier, purify_encoder
-from tests.conftest import run_in_two_processes
+from tests.fresh import run_in_two_processes
 from tests.tuner.tiny_clips import IMAGE_SIZE, VARIANTS
 
 

@@ -11,6 +11,8 @@ from peft_cbpt.features.store import FeatureStore
 from peft_cbpt.training.universal_features import UniversalFeatures, digest, find_universal_triggers, kinds_against
 from tests.conftest import FEW_CLASSES
 
+pytestmark = pytest.mark.usefixtures("all_triggers")
+
 
 @pytest.fixture
 def clip(poisoned_clip):
