@@ -72,14 +72,15 @@ def look(run: PurifiedModel, mark: Mark, image: Image.Image) -> tuple[Any, ...]:
     """What the CLIP sees in an image: the picture, then shares of classes and heat map before, and both after."""
     pixels = mark.apply(unit_pixels(model_pixels(read_image(image, "the image"), run.clip.image_processor)[None]))
     pixels = pixels.to(run.clip.model.device)
-    with torch.no_grad():
-        feature, scale = run.encode_image(pixels), run.clip.model.logit_scale.exp()
+    scale = run.clip.model.logit_scale.exp()
     seen: list[Any] = [picture(pixels[0])]
-    for prompts in (run.before, run.after):
+    for encode, prompts in ((run.see_before, run.before), (run.see_after, run.after)):
+        with torch.no_grad():
+            feature = encode(pixels)
         text = prompts(mark.text).to(pixels.device)
         shares = (scale * feature @ text.T).softmax(1)[0].detach()
         named = shares.argmax()
-        heat = grad_cam(run.encode_image, run.clip.model.vision_model, pixels, text, named[None])[0]
+        heat = grad_cam(encode, run.clip.model.vision_model, pixels, text, named[None])[0]
         best = shares.topk(min(N_CLASSES, len(shares))).indices.tolist()
         seen += [{run.class_names[label]: shares[label].item() for label in best}, picture(pixels[0], heat)]
     return tuple(seen)
@@ -105,7 +106,7 @@ def samples_of(run: PurifiedModel) -> list[Image.Image]:
 
 def headline(results: Mapping[str, Any]) -> str:
     """What was purified, and the figures of the run, as Markdown."""
-    figures = [f"**{label}** {before:.1f} → {after:.1f}%" for label, before, after in figure_rows(results)]
+    figures = [f"**{label}** {shares[0]:.1f} → {shares[-1]:.1f}%" for label, shares in figure_rows(results)]
     named = f"{len(results['class_names'])} classes, {results['n_test_images']} test images"
     return f"# {results['model']}, as it was and purified\n{' · '.join(figures)} · {named}"
 

@@ -36,7 +36,7 @@ SAME_BATCHES = {"inversion_batch_size": 32}
 LARGE = {"dataset_name": "pocket:base", "num_classes": 4, "num_shots": 4, "num_train_epochs": 3, "warmup_epochs": 1}
 LARGE |= {"test_images_per_class": 1, "dummy_triggers": "runner_up", "seed": 0, "use_cpu": True}
 JOBS = {
-    "pocket": yaml.safe_load((POCKET / "purify.yaml").read_text()) | SAME_BATCHES,
+    "pocket": yaml.safe_load((POCKET / "purify_prompts.yaml").read_text()) | SAME_BATCHES,
     "pocket, literal": yaml.safe_load((POCKET / "purify_literal.yaml").read_text()) | SAME_BATCHES,
     "ViT-B/32 shape": LARGE | {"model_name_or_path": "vit_b32"},
     "RN50 shape": LARGE | {"model_name_or_path": "rn50"},
@@ -63,6 +63,8 @@ def run(tree: Path, job: dict, folder: Path) -> tuple[float, torch.Tensor]:
     folder.mkdir(parents=True)
     old = "    dummy_triggers: " not in (tree / "peft_cbpt" / "training" / "cbpt_arguments.py").read_text()
     job = {NEW_NAMES.get(name, name) if old else name: value for name, value in job.items()}
+    if "only: str" not in (tree / "peft_cbpt" / "training" / "purify_arguments.py").read_text():
+        job = {name: value for name, value in job.items() if name != "only"}
     (folder / "job.yaml").write_text(yaml.safe_dump(job | {"output_dir": "out", "disable_tqdm": True}))
     environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "PEFT_CBPT_CACHE": str(folder / "c")}
     words = [sys.executable, str(tree / "recipes" / "purify.py"), "--config", "job.yaml"]

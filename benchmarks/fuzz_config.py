@@ -53,7 +53,13 @@ RUN_IN = 25
 """One run in so many is none of the dry ones."""
 MODEL = {"model_name_or_path": "pocket:badnet"}
 FEW = {"class_names": ["banana", "dog", "pizza"], "test_images_per_class": 1}
-TUNING = {"dummy_triggers": "runner_up", "inversion_steps": 1, "num_train_epochs": 2, "warmup_epochs": 1}
+TUNING = {
+    "only": "prompts",
+    "dummy_triggers": "runner_up",
+    "inversion_steps": 1,
+    "num_train_epochs": 2,
+    "warmup_epochs": 1,
+}
 PAIRS = {"num_pairs": 8, "batch_size": 4, "num_epochs": 1, "num_classes": 3}
 JOBS: dict[str, tuple[dict[str, Any], tuple[type, ...]]] = {
     "purify": (

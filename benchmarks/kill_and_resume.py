@@ -49,7 +49,7 @@ def run_purify(output: Path, target: str, epochs: int) -> None:
     ]
     options += ["--num_train_epochs", str(epochs), "--resume_from_checkpoint", "true"]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        sys.exit(main(["purify", *options]))
+        sys.exit(main(["purify", "--only", "prompts", *options]))
 
 
 def context(output: Path) -> torch.Tensor:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CONFIGS = {
     "the paper's numbers read literally (runner-up; l2 6/255, raw gradient)": "purify_literal",
-    "default (suspected target), the demo": "purify",
+    "default of `--only prompts` (suspected target)": "purify_prompts",
 }
 SIGLIP = {"default, 20 classes": "purify_siglip"}
 SEEDS = (0, 1, 2)
@@ -42,7 +42,14 @@ def cell(config: str, seed: int) -> dict:
     if not file.exists():
         with tempfile.TemporaryDirectory() as folder:
             settings = ROOT / "recipes" / "configs" / "pocket" / f"{config}.yaml"
-            options = ["--seed", str(seed), "--output_dir", folder, "--feature_cache_dir", f"{folder}/cache"]
+            options = [
+                "--seed",
+                str(seed),
+                "--output_dir",
+                folder,
+                "--feature_cache_dir",
+                f"{folder}/cache",
+            ]
             code = peft_cbpt(["purify", "--config", str(settings), *options])
             if code:
                 sys.exit(code)

@@ -24,7 +24,7 @@ def purify_run(
     folder: Path, options: dict[str, Any], launch: Sequence[str] = (), **environment: str
 ) -> tuple[float, torch.Tensor]:
     """Seconds of a purification in processes of its own, and the context it learns."""
-    job = {"model_name_or_path": "pocket:badnet", "dataset_name": "pocket:base", "use_cpu": True}
+    job = {"model_name_or_path": "pocket:badnet", "dataset_name": "pocket:base", "use_cpu": True, "only": "prompts"}
     job |= {"test_images_per_class": 2, "disable_tqdm": True} | options
     job |= {"output_dir": str(folder), "feature_cache_dir": str(folder / "cache")}
     config = folder.with_suffix(".yaml")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_cbpt.clip.resnet import CLIPResNetConfig, CLIPResNetModel
 from peft_cbpt.common.extras import named_extras
-from peft_cbpt.tuner import BaseMismatchWarning, CBPTConfig, CBPTModel
+from peft_cbpt.tuner import BaseMismatchWarning, CBPTConfig, CBPTModel, with_encoder
 
 if TYPE_CHECKING:
     from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
@@ -41,6 +41,7 @@ __all__ = [
     "purify_encoder",
     "push_adapter",
     "scan",
+    "with_encoder",
 ]
 
 _LAZY = {

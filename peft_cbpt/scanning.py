@@ -185,7 +185,7 @@ def _plan(adapted: Adapted, pixels: Tensor) -> Plan:
     passes = ladder_passes(len(pixels)) + ladder_passes(len(pixels), AGAIN)
     if adapted.heads:
         passes = adapter_passes(len(adapted.class_names), len(pixels))
-    encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
+    encode = adapted.encode or image_encoder(clip.model.requires_grad_(False), clip.normalize)
     at_once = pixels[: min(SEARCH_IMAGES, len(pixels) // 2)]
     return make_plan({"images": len(pixels)}, Passes(len(pixels)) + passes, encode, at_once)
 
@@ -202,17 +202,18 @@ def search_model(clip: LoadedCLIP, pixels: Tensor, template: str = PLAIN_TEMPLAT
     return search_rounds(_encoder(clip, pixels), pixels, make_vocabulary(clip, [], template), seed)
 
 
-def _encoder(clip: LoadedCLIP, pixels: Tensor) -> EncodeImage:
-    """The image encoder, which takes no more images at once than memory has room for."""
+def _encoder(clip: LoadedCLIP, pixels: Tensor, encode: EncodeImage | None = None) -> EncodeImage:
+    """The image encoder, or `encode`, which takes no more images at once than memory has room for."""
     prefer_channels_last(clip.model.vision_model)
-    encode = image_encoder(clip.model.requires_grad_(False), clip.normalize)
+    clip.model.requires_grad_(False)
+    encode = encode or image_encoder(clip.model, clip.normalize)
     at_once = image_batch_size(encode, pixels[:1], clip.model, JUDGED_IMAGES, ACTIVATION_MEMORY_GB)
     return in_batches(encode, at_once)
 
 
 def _scan_heads(adapted: Adapted, heads: Heads, pixels: Tensor, seed: int) -> Verdict:
     """What an adapter's prompts add to the model: searches against its head and the undefended one."""
-    encode = _encoder(adapted.clip, pixels)
+    encode = _encoder(adapted.clip, pixels, adapted.encode)
     tried = search_adapter(encode, pixels, heads, seed)
     vocabulary = Vocabulary(adapted.class_names, len(adapted.class_names), heads.adapted)
     with torch.no_grad():

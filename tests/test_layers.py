@@ -14,6 +14,7 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"purification", "scanning"},
+    {"purified"},
     {"reports"},
     {"hub"},
     {"training"},

@@ -10,7 +10,8 @@ from peft_cbpt.data.images import load_labelled_images
 from recipes import write_real_images
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-QUICK = "--num_shots 16 --outer_solver prompts --num_train_epochs 30 --warmup_epochs 29 --learning_rate 0.05".split()
+QUICK = "--only prompts --num_shots 16 --outer_solver prompts --num_train_epochs 30 ".split()
+QUICK += "--warmup_epochs 29 --learning_rate 0.05".split()
 
 
 def write(dataset, folder, limit=None):

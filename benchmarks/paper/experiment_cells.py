@@ -109,7 +109,9 @@ def purify_cell(cell: Cell, model: str, cache_dir: Path, **changes: Any) -> Puri
 
 
 def _purify_job(cell: Cell, cache_dir: Path) -> tuple[PurifyArguments, CBPTTrainingArguments]:
-    settings = cell.data | cell.settings | {"feature_cache_dir": str(cache_dir), "seed": cell.seed}
+    settings = (
+        {"only": "prompts"} | cell.data | cell.settings | {"feature_cache_dir": str(cache_dir), "seed": cell.seed}
+    )
     of_data = {one.name for one in fields(PurifyArguments)} & set(settings)
     of_training = set(settings) - of_data - {"dataset_name"}
     source = f"a cell of {cell.model}"

@@ -1,7 +1,6 @@
 """The defences that are tested, each a function that writes what it makes of a model into a folder."""
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ from peft_cbpt.common.records import Stopwatch, made_now
 from peft_cbpt.evaluation.classifiers import adapter_features, attach_adapter
 from peft_cbpt.evaluation.measure import template_text_features
 from peft_cbpt.pocket.model import open_clip, save_clip_folder
-from peft_cbpt.purification import purify
+from peft_cbpt.purification import Purified, purify
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_trainer import purify_encoder
 from peft_cbpt.training.finetune import FinetuneArguments, finetune
+from peft_cbpt.training.purify_arguments import PROMPTS
+from peft_cbpt.tuner.encoder import repaired_weights
 
 FINE_TUNING = {"num_pairs": 6400, "num_epochs": 5, "batch_size": 320, "learning_rate": 3e-3, "warmup_steps": 10}
 """Of FT and CleanCLIP, as in Table 1 of docs/results.md."""
@@ -63,10 +64,9 @@ def none(model: str, world: World, seed: int, folder: Path) -> None:
     """The model as it is."""
 
 
-def prompts(model: str, world: World, seed: int, folder: Path) -> None:
-    """`purify` with its defaults."""
+def _purified(model: str, world: World, seed: int, folder: Path, only: str | None = None) -> Purified:
     output = folder / PROMPTS_FOLDER
-    purify(
+    purified = purify(
         model,
         world.dataset,
         training=CBPTTrainingArguments(output_dir=str(output), seed=seed),
@@ -75,7 +75,25 @@ def prompts(model: str, world: World, seed: int, folder: Path) -> None:
         num_shots=SHOTS,
         dataset_split=world.shots_split,
         test_images_per_class=1,
+        only=only,
     )
+    assert isinstance(purified, Purified)
+    return purified
+
+
+def prompts(model: str, world: World, seed: int, folder: Path) -> None:
+    """`purify`, prompts only."""
+    _purified(model, world, seed, folder, PROMPTS)
+
+
+def both(model: str, world: World, seed: int, folder: Path) -> None:
+    """`purify` with its defaults: prompts on a repaired encoder, whose update is merged into the CLIP."""
+    purified = _purified(model, world, seed, folder)
+    adapted: Any = purified.model
+    weights = repaired_weights(adapted.get_base_model(), adapted.active_adapter)
+    clip = open_clip(model)
+    clip.model.load_state_dict(clip.model.state_dict() | weights)
+    save_clip_folder(folder / CLIP_FOLDER, clip.model, clip.tokenizer, clip.image_processor)
 
 
 def encoder(model: str, world: World, seed: int, folder: Path) -> None:
@@ -85,14 +103,6 @@ def encoder(model: str, world: World, seed: int, folder: Path) -> None:
     purified = purify_encoder(clip.model, world.shots(clip), training, clip.normalize)
     merged: Any = purified.merge_and_unload()
     save_clip_folder(folder / CLIP_FOLDER, merged, clip.tokenizer, clip.image_processor)
-
-
-def both(model: str, world: World, seed: int, folder: Path) -> None:
-    """Prompts on the purified encoder, which is made beside `folder` if it is not there."""
-    purified = folder.parent / "encoder"
-    defend("encoder", model, world, seed, purified)
-    shutil.copytree(purified / CLIP_FOLDER, folder / CLIP_FOLDER, dirs_exist_ok=True)
-    prompts(str(folder / CLIP_FOLDER), world, seed, folder)
 
 
 def _fine_tuned(method: str) -> Callable[[str, World, int, Path], None]:

@@ -9,7 +9,9 @@ from peft_cbpt.commands.help_page import HelpPage
 from peft_cbpt.commands.parsing import folder_first, parse
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output
+from peft_cbpt.hub.adapter_folder import read_adapter
 from peft_cbpt.hub.opening import adapter_folder, load_adapter, load_base
+from peft_cbpt.tuner import CBPTConfig
 
 STAGING_FOLDER = ".incomplete"
 
@@ -39,6 +41,11 @@ def export(argv: Sequence[str]) -> None:
     """Run the command; see docs/export.md."""
     (arguments,) = parse([ExportArguments], folder_first(argv), __doc__ or "", PAGE)
     folder = adapter_folder(arguments.folder)
+    if not isinstance(read_adapter(folder), CBPTConfig):
+        raise InputError(
+            "this adapter has no prompts, only a repaired encoder: PEFT's own merge_and_unload() and "
+            "save_pretrained() write it as a CLIP"
+        )
     output = prepare_output(arguments.output_dir)
     if output.resolve() == folder.resolve():
         raise InputError("output_dir is the adapter's own folder: choose another, or the adapter cannot be loaded")
@@ -52,6 +59,8 @@ def export(argv: Sequence[str]) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         raise InputError(str(error)) from error
     for file in sorted(staging.iterdir()):
+        if file.is_dir():
+            shutil.rmtree(output / file.name, ignore_errors=True)
         os.replace(file, output / file.name)
     staging.rmdir()
     print(f"{arguments.kind} of {len(model.class_names)} classes: {output}")

@@ -1,4 +1,7 @@
-"""Purify a suspicious CLIP: measure it, tune class-wise prompts against dummy triggers, measure again."""
+"""Purify a suspicious CLIP: measure it, repair its image encoder, tune class-wise prompts on it, measure again.
+
+--only encoder makes no prompts; --only prompts is the paper's shape, on the encoder as it is.
+"""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,10 +17,11 @@ from peft_cbpt.commands.printing import print_columns, print_skipped
 from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.features.plan import Plan
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE
-from peft_cbpt.hub.evidence import figure_rows, suspected
+from peft_cbpt.hub.evidence import figure_rows, moments, suspected
 from peft_cbpt.purification import purify as run_purification
-from peft_cbpt.training.cbpt_arguments import WITHOUT_EFFECT, CBPTTrainingArguments
-from peft_cbpt.training.purify_arguments import PurifyArguments
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
+from peft_cbpt.training.purify_arguments import ENCODER, PurifyArguments
+from peft_cbpt.training.without_effect import WITHOUT_EFFECT
 
 PAGE = HelpPage(
     "purify",
@@ -31,7 +35,7 @@ PAGE = HelpPage(
         "class_names_file",
         "num_shots",
     )
-    + ("attacks", "resume_from_checkpoint", "dry_run"),
+    + ("only", "attacks", "resume_from_checkpoint", "dry_run"),
     hidden={name for names in WITHOUT_EFFECT.values() for name in names},
 )
 
@@ -57,7 +61,7 @@ def purify(argv: Sequence[str]) -> None:
     kinds = [PurifiedArguments, PurifyArguments, CheckpointArguments, OwnTriggers, CBPTTrainingArguments]
     given, arguments, checkpoint, own, training = parse(kinds, argv, __doc__ or "", PAGE)
     own.allow()
-    with going_on("to go on from the last whole epoch, run again with --resume_from_checkpoint true"):
+    with going_on("to go on from the last checkpoint, run again with --resume_from_checkpoint true"):
         purified = run_purification(
             given.model_name_or_path,
             given.dataset_name,
@@ -79,13 +83,15 @@ def purify(argv: Sequence[str]) -> None:
 
 
 def _print(results: Mapping[str, Any], output: str) -> None:
-    """The figures before and after as one table, what was suspected and what was skipped."""
-    rows = [[label, f"{before:.2f}", f"{after:.2f}"] for label, before, after in figure_rows(results)]
+    """The figures as one table, what was suspected and what was skipped."""
+    rows = [[label, *(f"{share:.2f}" for share in shares)] for label, shares in figure_rows(results)]
     print()
-    print_columns([["%", "before", "after"], *rows], n_left=1)
-    if not any("loss_adv" in epoch for epoch in results["epochs"]):
+    print_columns([["%", *moments(results).values()], *rows], n_left=1)
+    with_prompts = results["settings"]["only"] != ENCODER
+    if with_prompts and not any("loss_adv" in epoch for epoch in results["epochs"]):
         print(
-            "\nAll epochs were prompt warm-up, so nothing was purified: more num_train_epochs, or fewer warmup_epochs."
+            "\nAll epochs were prompt warm-up, so the prompts purify nothing: more num_train_epochs, or fewer "
+            "warmup_epochs."
         )
     if sentence := suspected(results):
         print(f"\n{sentence}")

@@ -2,12 +2,12 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 from peft_cbpt.clip.loading import LoadedCLIP
+from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.detection.heads import Heads
-from peft_cbpt.evaluation.classifiers import adapter_config, adapter_features, attach_adapter
+from peft_cbpt.evaluation.classifiers import adapter_config, attach_adapter, beside_undefended
 from peft_cbpt.tuner import CBPTConfig
 
 
@@ -19,11 +19,13 @@ class Adapted:
         clip: With the adapter's weights, if it has other than prompts.
         heads: Of an adapter of prompts (CBPT): its own and the undefended one; else None.
         class_names: That such an adapter knows, in the order of its features.
+        encode: The image features that the heads answer on, of such an adapter.
     """
 
     clip: LoadedCLIP
     heads: Heads | None = None
     class_names: list[str] = field(default_factory=list)
+    encode: EncodeImage | None = None
 
 
 def open_adapted(adapter: str, clip: LoadedCLIP) -> Adapted:
@@ -39,12 +41,10 @@ def open_adapted(adapter: str, clip: LoadedCLIP) -> Adapted:
     config = adapter_config(adapter)
     if config is None:
         raise InputError(f"{adapter} is no PEFT adapter: give a folder or a Hub id with an adapter_config.json")
+    own = LoadedCLIP(copy.deepcopy(clip.model), clip.tokenizer, clip.image_processor)
+    model = attach_adapter(adapter, own)
+    own.model.eval()
     if not isinstance(config, CBPTConfig):
-        model = attach_adapter(adapter, LoadedCLIP(copy.deepcopy(clip.model), clip.tokenizer, clip.image_processor))
-        base: Any = model.get_base_model().eval()
-        return Adapted(LoadedCLIP(base, clip.tokenizer, clip.image_processor))
-    model = attach_adapter(adapter, clip)
-    adapted, undefended = (adapter_features(model, clip, adapter=own)("") for own in (True, False))
-    scale, names = clip.model.logit_scale.exp().item(), list(model.class_names)
-    model.unload()
-    return Adapted(clip, Heads(adapted, undefended, scale), names)
+        return Adapted(own)
+    encode, heads = beside_undefended(model, own)
+    return Adapted(own, heads, list(model.class_names), encode)

@@ -1,5 +1,6 @@
 """Classifiers to measure: template prompts, CBPT adapters, other PEFT adapters, whole models."""
 
+import copy
 import hashlib
 import json
 import warnings
@@ -10,17 +11,21 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from peft_cbpt.attacks.attack_file import Attack
-from peft_cbpt.clip.loading import LoadedCLIP, load_clip
+from peft_cbpt.clip.loading import LoadedCLIP
+from peft_cbpt.clip.pixels import EncodeImage, image_encoder
 from peft_cbpt.common.errors import InputError, first_line
 from peft_cbpt.data.labels import label_key
+from peft_cbpt.detection.heads import Heads
 from peft_cbpt.evaluation.measure import template_text_features
 from peft_cbpt.pocket.model import open_clip, resolve_model
 from peft_cbpt.tuner import CBPTConfig
-from peft_cbpt.tuner.fingerprint import computation, weights_fingerprint
+from peft_cbpt.tuner.encoder import encoder_weights
+from peft_cbpt.tuner.fingerprint import computation, encoder_fingerprint, tensors_fingerprint, weights_fingerprint
 
 TEMPLATE = "template"
 ADAPTED = "adapted"
@@ -65,6 +70,46 @@ def adapter_features(model: PeftModel, clip: LoadedCLIP, adapter: bool = True) -
     return features
 
 
+def adapter_encoder(model: PeftModel, clip: LoadedCLIP, adapter: bool = True) -> EncodeImage:
+    """The image encoder of a CLIP with an adapter, which may have repaired it; without `adapter` as it was."""
+    encode = image_encoder(clip.model, clip.normalize)
+
+    def encoded(pixels: Tensor) -> Tensor:
+        with nullcontext() if adapter else model.disable_adapter():
+            return encode(pixels)
+
+    return encoded
+
+
+def beside_undefended(model: PeftModel, clip: LoadedCLIP) -> tuple[EncodeImage, Heads]:
+    """The head of a CBPT adapter beside the undefended one, and the features that both answer on.
+
+    Where the adapter has repaired the encoder, each head has features of its own: those of both encoders stand one
+    after the other, (B, 2 D), and each head has zeros for the other's.
+    """
+    adapted, undefended = (adapter_features(model, clip, adapter=own)("") for own in (True, False))
+    scale = clip.model.logit_scale.exp().item()
+    if not repairs_encoder(model.active_peft_config):
+        return image_encoder(clip.model, clip.normalize), Heads(adapted, undefended, scale)
+    encoders = [adapter_encoder(model, clip, adapter=own) for own in (True, False)]
+    return one_after_the_other(encoders), Heads(*apart(adapted, undefended), scale)
+
+
+def one_after_the_other(encoders: Sequence[EncodeImage]) -> EncodeImage:
+    """Features of several encoders, one after the other."""
+    return lambda pixels: torch.cat([encode(pixels) for encode in encoders], dim=1)
+
+
+def apart(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two heads (n, D) for features (B, 2 D) of which the first half is the first's."""
+    return F.pad(first, (0, second.shape[1])), F.pad(second, (first.shape[1], 0))
+
+
+def repairs_encoder(config: PeftConfig) -> bool:
+    """Whether images have other features with an adapter than without it: all but those of prompts alone."""
+    return not isinstance(config, CBPTConfig) or bool(config.encoder_lora)
+
+
 def check_room(model: PeftModel, clip: LoadedCLIP, attacks: Mapping[str, Attack]) -> None:
     """See that attacks' text triggers fit before the longest prompt of an adapter, learned or of its template.
 
@@ -103,9 +148,10 @@ def open_classifiers(
     return [_open(name, base, base_fingerprint, template, text_triggers) for name in names]
 
 
-def clip_fingerprint(clip: LoadedCLIP) -> str:
-    """Hash of a CLIP's weights, of what it makes of them, and of how it takes its images."""
-    return _hash(weights_fingerprint(clip.model), computation(clip.model.config), clip.image_processor.to_dict())
+def clip_fingerprint(clip: LoadedCLIP, adapters: bool = False) -> str:
+    """Hash of a CLIP's weights, those of adapters if wanted, of what it makes of them, and of how it takes images."""
+    weights = encoder_fingerprint(clip.model) if adapters else weights_fingerprint(clip.model)
+    return _hash(weights, computation(clip.model.config), clip.image_processor.to_dict())
 
 
 def _open(
@@ -117,16 +163,21 @@ def _open(
     name = given if isinstance(given, str) else ADAPTED
     config = adapter_config(given) if isinstance(given, str) else given.active_peft_config
     if isinstance(config, CBPTConfig):
-        model = attach_adapter(given, base) if isinstance(given, str) else given
-        classifier = _cbpt_classifier(name, model, config, base, base_fingerprint, text_triggers)
-        if model is not given:
+        if isinstance(given, PeftModel):
+            own = _of_adapted(given, base)
+            return _cbpt_classifier(name, given, config, own, base_fingerprint, text_triggers)
+        clip = _copy_of(base) if repairs_encoder(config) else base
+        model = attach_adapter(given, clip)
+        classifier = _cbpt_classifier(name, model, config, clip, base_fingerprint, text_triggers)
+        if clip is base:
             model.unload()
         return classifier
-    clip, kind = base, "peft"
     if isinstance(given, str):
         clip, kind = (_with_adapter(given, base), "peft") if config else (open_clip(given), "model")
+    else:
+        clip, kind = _of_adapted(given, base), "peft"
     settings = {} if config is None else _settings(config)
-    fingerprint = _hash(clip_fingerprint(clip), template, settings)
+    fingerprint = _hash(clip_fingerprint(clip, adapters=True), template, settings)
     return Classifier(name, kind, clip, fingerprint, _template_features(clip, template))
 
 
@@ -172,10 +223,11 @@ def _cbpt_classifier(
     text_triggers: Sequence[str],
 ) -> Classifier:
     known = {label_key(class_name): row for row, class_name in enumerate(model.class_names)}
-    context = next(
-        value for key, value in model.state_dict().items() if key.endswith(f"cbpt_context.{model.active_adapter}")
-    )
+    adapter: Any = model.active_adapter
+    context = next(value for key, value in model.state_dict().items() if key.endswith(f"cbpt_context.{adapter}"))
     content = hashlib.sha256(context.detach().float().cpu().numpy().tobytes()).hexdigest()
+    if config.encoder_lora:
+        content = _hash(content, tensors_fingerprint(encoder_weights(model, adapter)))
     encode = adapter_features(model, base)
     try:
         features_after = {text_trigger: encode(text_trigger) for text_trigger in {"", *text_triggers}}
@@ -197,9 +249,18 @@ def _cbpt_classifier(
 
 def _with_adapter(name: str, base: LoadedCLIP) -> LoadedCLIP:
     """A copy of the base with an adapter in it, which may change the image encoder too."""
-    copy = load_clip(str(base.model.name_or_path))
-    adapted: Any = attach_adapter(name, copy).get_base_model().eval()
+    adapted: Any = attach_adapter(name, _copy_of(base)).get_base_model().eval()
     return LoadedCLIP(adapted, base.tokenizer, base.image_processor)
+
+
+def _of_adapted(model: PeftModel, base: LoadedCLIP) -> LoadedCLIP:
+    """The CLIP in an adapted model; `base` itself if it is the same, so that image features are shared."""
+    own: Any = model.get_base_model()
+    return base if own is base.model else LoadedCLIP(own, base.tokenizer, base.image_processor)
+
+
+def _copy_of(base: LoadedCLIP) -> LoadedCLIP:
+    return LoadedCLIP(copy.deepcopy(base.model), base.tokenizer, base.image_processor)
 
 
 def attach_adapter(name: str, clip: LoadedCLIP) -> PeftModel:

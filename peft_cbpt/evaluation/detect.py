@@ -8,13 +8,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
-from peft_cbpt.clip.loading import LoadedCLIP
-from peft_cbpt.clip.pixels import image_encoder
+from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.unlabelled import AnyImages, UnlabelledImages
-from peft_cbpt.detection.heads import Heads
 from peft_cbpt.detection.input_detector import FALSE_POSITIVE_RATE, Threshold, conformal_threshold, trigger_scores
-from peft_cbpt.evaluation.classifiers import adapter_features
+from peft_cbpt.evaluation.classifiers import beside_undefended
 from peft_cbpt.evaluation.measure import encode_in_batches
 from peft_cbpt.pocket.model import open_clip
 from peft_cbpt.tuner import CBPTConfig
@@ -71,10 +69,12 @@ def detect(
     clip = open_clip(base, tokenizer, image_processor)
     suspicious, clean = (UnlabelledImages(one, clip.image_processor) for one in (images, clean_images))
     suspicious.order.sort()
-    adapted, undefended = (adapter_features(model, clip, adapter=own)("") for own in (True, False))
-    heads = Heads(adapted, undefended, clip.model.logit_scale.exp().item())
-    threshold = conformal_threshold(trigger_scores(features_of(clip, clean), heads, label), false_positive_rate)
-    scores = trigger_scores(features_of(clip, suspicious), heads, label)
+    encode, heads = beside_undefended(model, clip)
+    device = clip.model.device
+    threshold = conformal_threshold(
+        trigger_scores(features_of(encode, clean, device), heads, label), false_positive_rate
+    )
+    scores = trigger_scores(features_of(encode, suspicious, device), heads, label)
     return Detected([suspicious[row]["sample_id"] for row in range(len(suspicious))], scores, threshold)
 
 
@@ -91,8 +91,7 @@ def class_label(class_names: list[str], class_name: str | None) -> int | None:
     return class_names.index(class_name)
 
 
-def features_of(clip: LoadedCLIP, images: UnlabelledImages, batch_size: int = 64) -> Tensor:
-    """Unit-norm features (N, D) of images, on the CPU."""
-    encode = image_encoder(clip.model, clip.normalize)
+def features_of(encode: EncodeImage, images: UnlabelledImages, device: torch.device, batch_size: int = 64) -> Tensor:
+    """Features (N, D) of images, on the CPU, by an encoder on `device`."""
     with torch.no_grad():
-        return encode_in_batches(encode, images.pixels().to(clip.model.device), batch_size)
+        return encode_in_batches(encode, images.pixels().to(device), batch_size)

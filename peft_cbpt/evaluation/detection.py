@@ -16,7 +16,7 @@ from peft_cbpt.common.processes import join_processes
 from peft_cbpt.data.unlabelled import UnlabelledImages
 from peft_cbpt.detection.heads import Heads
 from peft_cbpt.detection.input_detector import Threshold, auroc, conformal_threshold, f1, trigger_scores
-from peft_cbpt.evaluation.classifiers import Classifier
+from peft_cbpt.evaluation.classifiers import Classifier, apart, one_after_the_other
 from peft_cbpt.evaluation.detect import class_label, features_of
 from peft_cbpt.evaluation.eval_sets import EvalSet
 from peft_cbpt.evaluation.measure import encode_versions
@@ -30,7 +30,7 @@ class Detection:
 
     Args:
         undefended: The head before purification.
-        purified: Heads of the same image encoder.
+        purified: Other heads; where their image encoder is another one, each head is asked on its own's features.
         clean: The clean images that thresholds are set on.
         class_name: What a scan found, if it found something; see `input_detector.trigger_scores`.
         batch_size: Images encoded at once.
@@ -46,24 +46,38 @@ class Detection:
 
     @torch.no_grad()
     def measure(self, eval_set: EvalSet, attacks: Mapping[str, Attack]) -> list[dict[str, Any]]:
-        """One pass over a test set: for every purified head a row for the clean images, and one for every attack.
+        """A pass over a test set: for every purified head a row for the clean images, and one for every attack.
 
+        Heads of one image encoder share the pass.
         All processes must call; the first gets the rows. Triggered images of the target's own class do not count.
         """
+        rows: list[dict[str, Any]] = []
+        for clip in {id(one.clip): one.clip for one in self.purified}.values():
+            rows += self._measure([one for one in self.purified if one.clip is clip], eval_set, attacks)
+        return rows
+
+    def _measure(
+        self, purified: Sequence[Classifier], eval_set: EvalSet, attacks: Mapping[str, Attack]
+    ) -> list[dict[str, Any]]:
         state, clip, names = join_processes(), self.undefended.clip, eval_set.class_names
+        own = purified[0].clip
         versions: dict[str, Attack | None] = {CLEAN: None, **attacks}
         label = class_label(names, self.class_name)
         heads = {
             (one.name, name): _heads(self.undefended, one, names, attack)
-            for one in self.purified
+            for one in purified
             for name, attack in versions.items()
         }
         scores = {key: array("d") for key in heads}
         labels = array("q")
-        clip.model.to(state.device)
-        clean_features = features_of(clip, self.clean, self.batch_size)
+        encoders = []
+        for one_clip in [clip] if own is clip else [own, clip]:
+            one_clip.model.to(state.device)
+            encoders.append(image_encoder(one_clip.model, one_clip.normalize))
+        encode = one_after_the_other(encoders)
+        clean_features = features_of(encode, self.clean, state.device, self.batch_size)
         batches = encode_versions(
-            image_encoder(clip.model, clip.normalize),
+            encode,
             eval_set.my_images(clip.image_processor),
             {name: attack.trigger for name, attack in attacks.items()},
             state.device,
@@ -76,13 +90,14 @@ class Detection:
                 for (one, name), two in heads.items():
                     marked = features[name if versions[name] else ""]
                     scores[one, name].extend(trigger_scores(marked, two, label).tolist())
-        clip.model.cpu()
+        for one_clip in (own, clip):
+            one_clip.model.cpu()
         shares = gather_object([(labels, scores)])
         if not state.is_main_process:
             return []
         all_labels = torch.from_numpy(np.concatenate([np.asarray(share) for share, _ in shares]))
         rows = []
-        for classifier in self.purified:
+        for classifier in purified:
             threshold = conformal_threshold(trigger_scores(clean_features, heads[classifier.name, CLEAN], label))
             every = {
                 name: torch.from_numpy(
@@ -100,7 +115,8 @@ class Detection:
 def _heads(undefended: Classifier, purified: Classifier, names: Sequence[str], attack: Attack | None) -> Heads:
     """Both heads on the classes of a test set, as they answer under an attack's text trigger."""
     scale = undefended.clip.model.logit_scale.exp().item()
-    return Heads(purified.class_features(names, attack), undefended.class_features(names, attack), scale)
+    heads = purified.class_features(names, attack), undefended.class_features(names, attack)
+    return Heads(*(heads if purified.clip is undefended.clip else apart(*heads)), scale)
 
 
 def _figures(scores: Tensor, clean: Tensor | None, threshold: Threshold) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Measure any classifiers on any datasets under any triggers."""
 
+import copy
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,7 @@ from peft_cbpt.data.shots import Images, LabelledArguments, name_of_images
 from peft_cbpt.data.skipping import Skipped
 from peft_cbpt.data.unlabelled import UnlabelledImages
 from peft_cbpt.evaluation.cells import cell_key, read_cells, write_cell
-from peft_cbpt.evaluation.classifiers import ADAPTED, TEMPLATE, Classifier, open_classifiers
+from peft_cbpt.evaluation.classifiers import ADAPTED, TEMPLATE, Classifier, open_classifiers, repairs_encoder
 from peft_cbpt.evaluation.detect import class_label
 from peft_cbpt.evaluation.detection import Detection
 from peft_cbpt.evaluation.eval_sets import EvalSet, open_eval_set
@@ -140,6 +141,9 @@ def evaluate(
     with stopwatch("load"):
         given: Any = adapted.get_base_model() if adapted else model
         base = open_clip(given, tokenizer, image_processor, checkpoint)
+        if adapted and repairs_encoder(adapted.active_peft_config):  # what is called the base must be undefended
+            plain: Any = copy.deepcopy(adapted).unload()
+            base = LoadedCLIP(plain, base.tokenizer, base.image_processor)
         chosen = list(classifiers or ([ADAPTED] if adapted else [TEMPLATE]))
         opened = open_classifiers(
             [adapted if adapted and one == ADAPTED else one for one in chosen],

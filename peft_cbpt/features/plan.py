@@ -1,7 +1,7 @@
 """What a job will cost, told before it begins from the images it will encode and a few passes that are timed."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,20 @@ class Plan:
             "dry run: nothing was written",
         )
         return "\n".join(lines)
+
+
+def together(plans: Sequence[Plan]) -> Plan:
+    """The plan of several jobs, one after the other."""
+    memory: dict[str, float] = {}
+    for one in plans:
+        memory |= {where: max(size, memory.get(where, 0.0)) for where, size in one.memory_gb.items()}
+    return Plan(
+        {kind: count for one in plans for kind, count in one.images.items()},
+        sum((one.passes for one in plans), start=Passes()),
+        sum(one.steps for one in plans),
+        sum(one.minutes for one in plans),
+        memory,
+    )
 
 
 def make_plan(

@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from peft import LoraConfig, PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.hub.sharing import is_local, shareable
 from peft_cbpt.tuner import CBPTConfig
+from peft_cbpt.tuner.weights_file import check_weights
 
 RESULTS_FILE = "results.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of `RESULTS_FILE`; docs/results-schema.md."""
 TRIGGERS_FILE = "universal_triggers.safetensors"
 """By CLASS/BUDGET the universal triggers (3, H, W) that a run tuned against."""
@@ -20,8 +22,10 @@ PICTURES = ("*.png", "*.html")
 POCKET_PREFIX = "pocket:"
 
 
-def read_adapter(folder: Path) -> CBPTConfig:
-    """The config of a CBPT adapter whose files are whole and fit each other.
+def read_adapter(folder: Path) -> CBPTConfig | LoraConfig:
+    """The config of an adapter that purify wrote, whose files are whole and fit each other; as far as can be seen.
+
+    That of a purified encoder without prompts is a LoRA, with results beside it.
 
     Raises:
         InputError: if a file is missing, damaged or changed, or if weights and config are of different adapters.
@@ -31,10 +35,14 @@ def read_adapter(folder: Path) -> CBPTConfig:
             raise InputError(f"{folder} has no {name}: give the folder that purify wrote")
     try:
         kind = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["peft_type"]
+        if kind == "LORA" and (folder / RESULTS_FILE).is_file():
+            check_weights(folder)
+            return LoraConfig.from_pretrained(str(folder))
         if kind != "CBPT":
             raise InputError(f"{folder} holds an adapter of kind {kind}, not CBPT")
         config = CBPTConfig.from_pretrained(folder)
-        shapes = [tuple(value.shape) for value in load_file(folder / SAFETENSORS_WEIGHTS_NAME).values()]
+        weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+        shapes = [tuple(value.shape) for name, value in weights.items() if ".lora_" not in name]
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, OSError) as error:
@@ -44,6 +52,10 @@ def read_adapter(folder: Path) -> CBPTConfig:
         raise InputError(
             f"the config in {folder} has {needed[0]} contexts of {needed[1]} tokens each, but the weights "
             f"have the shape {shapes}: these files are of different adapters"
+        )
+    if bool(config.encoder_lora) != (len(weights) > len(shapes)):
+        raise InputError(
+            f"config and weights in {folder} do not agree on a repaired encoder: they are of two adapters"
         )
     return config
 
@@ -83,7 +95,7 @@ def find_pictures(folder: Path) -> list[str]:
     )
 
 
-def base_name(config: CBPTConfig, base_model_id: str | None = None) -> str | None:
+def base_name(config: PeftConfig, base_model_id: str | None = None) -> str | None:
     """What to call the base model: a Hub id or `pocket:NAME`; None if only a path of this machine is known."""
     name = base_model_id or config.base_model_name_or_path
     return name if name and not is_local(name) else None

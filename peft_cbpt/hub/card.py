@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftConfig
 
 from peft_cbpt.common.files import write_text
 from peft_cbpt.hub.adapter_folder import POCKET_PREFIX, base_name, find_pictures, read_results
-from peft_cbpt.hub.evidence import TASK, figure_rows, is_hub_dataset, measured_dataset, model_index, suspected
+from peft_cbpt.hub.evidence import TASK, figure_rows, is_hub_dataset, measured_dataset, model_index, moments, suspected
 from peft_cbpt.tuner import CBPTConfig
 
 CARD_FILE = "README.md"
@@ -17,6 +18,7 @@ GENERIC_TITLE = "# Model Card for Model ID"
 """Stands in the card that PEFT writes with every adapter."""
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 SHOWN_SETTINGS = (
+    "only",
     "num_shots",
     "num_context_tokens",
     "context_init",
@@ -44,7 +46,7 @@ SHOWN_SETTINGS = (
 
 
 def make_card(
-    config: CBPTConfig,
+    config: PeftConfig,
     results: Mapping[str, Any] | None,
     pictures: list[str],
     repo_id: str | None = None,
@@ -53,13 +55,15 @@ def make_card(
     """The card of an adapter.
 
     Args:
-        config: The adapter's config.
+        config: The adapter's config, of prompts (CBPT) or of a repaired encoder alone (LoRA).
         results: What purify measured (docs/results-schema.md), without local paths.
         pictures: Files to show or link, relative to the card.
         repo_id: Where the adapter will lie.
         base_model_id: Hub id of the base model, where the config does not name it.
     """
-    title = (repo_id or "CBPT adapter").split("/")[-1]
+    prompts = config if isinstance(config, CBPTConfig) else None
+    title = (repo_id or ("CBPT adapter" if prompts else "Purified encoder")).split("/")[-1]
+    repaired = prompts is None or bool(prompts.encoder_lora)
     base = base_name(config, base_model_id)
     on_hub = base is not None and not base.startswith(POCKET_PREFIX)
     datasets = {results["settings"]["dataset_name"], measured_dataset(results)} if results else set()
@@ -69,7 +73,7 @@ def make_card(
         datasets=sorted(filter(is_hub_dataset, datasets)) or None,
         library_name="peft",
         pipeline_tag=TASK,
-        tags=["cbpt", "clip", "backdoor-defense", "prompt-tuning"],
+        tags=["cbpt", "clip", "backdoor-defense", *(["prompt-tuning"] if prompts else []), *(["lora"] * repaired)],
         model_name=title if results else None,
         eval_results=model_index(results) if results else None,
     )
@@ -81,13 +85,18 @@ def make_card(
         adapter=repo_id or "path/or/hub-id/of/this/adapter",
         base=base,
         base_is_pocket=base is not None and not on_hub,
-        fingerprint=(config.base_fingerprint or {}).get("float32"),
-        class_names=config.class_names,
+        fingerprint=_fingerprint(prompts, results),
+        class_names=prompts.class_names if prompts else (results or {}).get("class_names"),
+        with_prompts=prompts is not None,
+        repaired=repaired,
+        columns=list(moments(results).values()) if results else [],
         results=results,
         test_dataset=measured_dataset(results) if results else None,
         rows=figure_rows(results) if results else [],
         suspected=suspected(results) if results else None,
-        settings={name: results["settings"][name] for name in SHOWN_SETTINGS if name in results["settings"]}
+        settings={
+            name: results["settings"][name] for name in SHOWN_SETTINGS if results["settings"].get(name) is not None
+        }
         if results
         else {},
         images=[picture for picture in pictures if picture.endswith(".png")],
@@ -95,7 +104,13 @@ def make_card(
     )
 
 
-def write_card(folder: Path, config: CBPTConfig, repo_id: str | None = None, base_model_id: str | None = None) -> None:
+def _fingerprint(prompts: CBPTConfig | None, results: Mapping[str, Any] | None) -> str | None:
+    """Of the base's weights: from the config, which a LoRA has none in, or the results."""
+    recorded = (prompts.base_fingerprint or {}).get("float32") if prompts else None
+    return recorded or (results or {}).get("base_fingerprint", {}).get("before")
+
+
+def write_card(folder: Path, config: PeftConfig, repo_id: str | None = None, base_model_id: str | None = None) -> None:
     """Write the card of the adapter in `folder` as its `README.md`, unless one of somebody's own is there."""
     file = folder / CARD_FILE
     if file.is_file() and not any(ours in file.read_text(encoding="utf-8") for ours in (MARK, GENERIC_TITLE)):

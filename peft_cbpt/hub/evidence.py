@@ -9,15 +9,23 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 TASK = "zero-shot-image-classification"
 
 
-def figure_rows(results: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """Label, and share in % before and after, for every figure that purify measured."""
-    before, after = results["before"], results["after"]
-    rows = [("clean accuracy", before["clean_accuracy"], after["clean_accuracy"])]
+def moments(results: Mapping[str, Any]) -> dict[str, str]:
+    """The key in results of everything that was measured, and what to call it, in order."""
+    titles = {"before": "before"}
+    if results.get("encoder") and results["settings"].get("only") != "encoder":
+        titles["encoder"] = "encoder alone"
+    return titles | {"after": "after"}
+
+
+def figure_rows(results: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
+    """Label, and share in % at all `moments`, for every figure that purify measured."""
+    figures = [results[moment] for moment in moments(results)]
+    rows = [("clean accuracy", [one["clean_accuracy"] for one in figures])]
     for name, attack in results["attacks"].items():
         for key, label in (("attack_success_rate", "attack success"), ("robust_accuracy", "accuracy under trigger")):
-            shares = before["attacks"][name][key], after["attacks"][name][key]
-            rows.append((f"{name} (target: {attack['target_class']}): {label}", *shares))
-    return [(label, 100 * first, 100 * second) for label, first, second in rows]
+            shares = [one["attacks"][name][key] for one in figures]
+            rows.append((f"{name} (target: {attack['target_class']}): {label}", shares))
+    return [(label, [100 * share for share in shares]) for label, shares in rows]
 
 
 def measured_dataset(results: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, read_adapter, read_json
 from peft_cbpt.pocket.model import open_clip
+from peft_cbpt.tuner import CBPTConfig
 
 
 def adapter_folder(folder: str) -> Path:
@@ -52,8 +53,9 @@ def load_adapter(folder: Path, clip: LoadedCLIP) -> PeftModel:
     Raises:
         InputError: if the adapter is damaged or belongs to another base.
     """
+    prompts = isinstance(read_adapter(folder), CBPTConfig)  # a LoRA knows no strictness
     try:
-        return PeftModel.from_pretrained(clip.model, str(folder), strict=True).eval()
+        return PeftModel.from_pretrained(clip.model, str(folder), **({"strict": True} if prompts else {})).eval()
     except Exception as error:  # peft, safetensors and torch raise many kinds
         line = " ".join(str(error).split())
         raise InputError(f"cannot load the adapter in {folder} onto this base model: {line}") from error

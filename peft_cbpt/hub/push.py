@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
@@ -20,6 +21,7 @@ from peft_cbpt.hub.card import CARD_FILE, write_card
 from peft_cbpt.hub.evidence import eval_results_file
 from peft_cbpt.hub.sharing import find_leaks, is_local
 from peft_cbpt.tuner import CBPTConfig
+from peft_cbpt.tuner.encoder import FOLDER
 
 REASONS = {
     401: "the token is not valid; log in again with `hf auth login`",
@@ -85,7 +87,7 @@ def push_adapter(
     results are pushed without paths, and any other file with one is refused.
 
     Args:
-        folder: What purify wrote, or any folder of a CBPT adapter.
+        folder: What purify wrote, or any folder of a CBPT adapter. A repaired encoder in `encoder/` goes with it.
         repo_id: `NAMESPACE/NAME`, or `NAME` for the token's owner; made if it does not exist.
         base_model_id: Hub id of the base model, where the adapter's config does not name it.
         revision: Branch to push to, made if it does not exist; the main branch by default.
@@ -118,7 +120,12 @@ def push_adapter(
             raise InputError(f"{repo_id} exists and is public: make it private first, or choose another name")
         if revision and revision != constants.DEFAULT_REVISION:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.create_commit(repo_id, operations, commit_message="Push CBPT adapter", revision=revision)
+        commit = api.create_commit(
+            repo_id,
+            operations,
+            commit_message="Push CBPT adapter" if isinstance(config, CBPTConfig) else "Push purified encoder",
+            revision=revision,
+        )
         if tag:
             _tag(api, repo_id, tag, commit.oid)
     except InputError:
@@ -180,15 +187,22 @@ def plan_push(training: TrainingArguments, base: str) -> Callable[[Path], Commit
     )
 
 
-def _contents(folder: Path, config: CBPTConfig) -> dict[str, bytes]:
-    """The files to push by name; config and results without local paths."""
+def _adapter_files(folder: Path, base: str | None) -> dict[str, bytes]:
+    """Config, without local paths, and weights of an adapter, by name."""
     saved = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    saved |= {"base_model_name_or_path": config.base_model_name_or_path, "tokenizer_name_or_path": None}
-    files = {
+    saved |= {"base_model_name_or_path": base} | {name: None for name in ("tokenizer_name_or_path",) if name in saved}
+    return {
         CONFIG_NAME: json.dumps(saved, indent=2, sort_keys=True).encode(),
         SAFETENSORS_WEIGHTS_NAME: (folder / SAFETENSORS_WEIGHTS_NAME).read_bytes(),
-        CARD_FILE: (folder / CARD_FILE).read_bytes(),
     }
+
+
+def _contents(folder: Path, config: PeftConfig) -> dict[str, bytes]:
+    """The files to push by name; configs and results without local paths."""
+    base = config.base_model_name_or_path
+    files = _adapter_files(folder, base) | {CARD_FILE: (folder / CARD_FILE).read_bytes()}
+    if isinstance(config, CBPTConfig) and config.encoder_lora and (folder / FOLDER / CONFIG_NAME).is_file():
+        files |= {f"{FOLDER}/{name}": content for name, content in _adapter_files(folder / FOLDER, base).items()}
     if results := read_results(folder):
         files[RESULTS_FILE] = (json.dumps(results, indent=2) + "\n").encode()
         if evidence := eval_results_file(results):

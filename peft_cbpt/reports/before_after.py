@@ -43,20 +43,19 @@ def _example_rows(labels: Tensor, target_label: int) -> list[int]:
 def draw_before_after(
     file: Path,
     images: Dataset,
-    encoded: EncodedImages,
     results: Mapping[str, Any],
-    before: Callable[[str], Tensor],
-    after: Callable[[str], Tensor],
+    before: tuple[EncodedImages, Callable[[str], Tensor]],
+    after: tuple[EncodedImages, Callable[[str], Tensor]],
 ) -> None:
     """Draw the picture to a PNG file; it appears whole or not at all.
 
     Args:
         file: Where to write.
         images: The test images that were encoded.
-        encoded: Their features.
         results: The figures and attacks, as in `results.json`; examples are shown for the first attack.
-        before: Class text features (n, D) of the undefended classifier, given the text trigger before its prompts.
-        after: Likewise of the purified one.
+        before: The images' features by the undefended encoder, and class text features (n, D) of its prompts, given
+            the text trigger before them.
+        after: Likewise of what was purified.
     """
     labels = ["clean\naccuracy"]
     scores = [[results[moment]["clean_accuracy"]] for moment in ("before", "after")]
@@ -75,18 +74,17 @@ def draw_before_after(
         _bars(bars.subplots(), labels, *scores)
         name, attack = next(iter(results["attacks"].items()))
         trigger, names = trigger_from_config(attack["trigger"]), results["class_names"]
-        rows = _example_rows(encoded.labels, names.index(attack["target_class"]))
+        rows = _example_rows(before[0].labels, names.index(attack["target_class"]))
         grid = examples.subplots(2, len(rows), squeeze=False)
         for column, row in enumerate(rows):
             sample = images[row]
             marked = apply_trigger(trigger, sample["pixel_values"][None], [sample["sample_id"]])[0]
-            versions = (
-                ("clean", sample["pixel_values"], encoded.clean, ""),
-                (name, marked, encoded.triggered[name], trigger.apply_text("")),
-            )
-            for line, (title, pixels, images_seen, text_trigger) in enumerate(versions):
-                texts = [features(text_trigger) for features in (before, after)]
-                named = [names[int((images_seen[row] @ text.T).argmax())] for text in texts]
-                _example(grid[line, column], pixels, title, *named)
+            for line, pixels in enumerate((sample["pixel_values"], marked)):
+                named = []
+                for encoded, head in (before, after):
+                    seen = encoded.triggered[name] if line else encoded.clean
+                    text = head(trigger.apply_text("") if line else "")
+                    named.append(names[int((seen[row] @ text.T).argmax())])
+                _example(grid[line, column], pixels, name if line else "clean", *named)
         examples.supxlabel("below each image: its class before (red) and after (blue)", fontsize=9)
     write_bytes(file, png_bytes(figure))

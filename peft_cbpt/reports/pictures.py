@@ -13,7 +13,7 @@ from torch import Tensor
 from peft_cbpt.attacks import apply_trigger
 from peft_cbpt.attacks.attack_file import Attack
 from peft_cbpt.clip.loading import LoadedCLIP
-from peft_cbpt.clip.pixels import EncodeImage, image_encoder
+from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.detection.found import FoundTrigger
 from peft_cbpt.evaluation.measure import EncodedImages, encode_images
@@ -51,10 +51,12 @@ class PurifiedModel:
     """What the pictures are drawn from.
 
     Args:
-        clip: The base model.
+        clip: The base model, with the adapter in it.
         class_names: The adapter's classes.
         before: From a text trigger, empty for none, to unit-norm features (n, D) of the template prompts after it.
-        after: The same of the learned prompts.
+        after: The same of the learned prompts, or of the template where only the encoder was purified.
+        see_before: The undefended image encoder, on [0, 1] pixels.
+        see_after: The repaired one; the same function where it was not.
         shots: The images it was purified with.
         test_images: The images it was measured on.
         attacks: What was measured, by name.
@@ -68,6 +70,8 @@ class PurifiedModel:
     class_names: list[str]
     before: Callable[[str], Tensor]
     after: Callable[[str], Tensor]
+    see_before: EncodeImage
+    see_after: EncodeImage
     shots: LabelledImages
     test_images: LabelledImages
     attacks: Mapping[str, Attack]
@@ -77,9 +81,9 @@ class PurifiedModel:
     universal_triggers: Mapping[tuple[int, int], FoundTrigger]
 
     @property
-    def encode_image(self) -> EncodeImage:
-        """The frozen encoder on [0, 1] pixels."""
-        return image_encoder(self.clip.model, self.clip.normalize)
+    def has_repaired(self) -> bool:
+        """Whether images have other features after than before."""
+        return self.see_before is not self.see_after
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -116,18 +120,25 @@ def draw_pictures(purified: PurifiedModel, results: Mapping[str, Any]) -> list[P
     strength = {name: attack["attack_success_rate"] for name, attack in before["attacks"].items()}
     strongest = max(strength, key=strength.__getitem__, default=None)
     triggers = {} if strongest is None else {strongest: purified.attacks[strongest].trigger}
-    encoded = encode_images(purified.encode_image, images, triggers, purified.clip.model.device)
-    images = images.without(encoded.skipped)
-    pictures.append(_per_class(purified, encoded))
+    device = purified.clip.model.device
+    seen = encode_images(purified.see_before, images, triggers, device)
+    images = images.without(seen.skipped)
+    repaired = encode_images(purified.see_after, images, triggers, device) if purified.has_repaired else seen
+    both = (seen, repaired)
+    pictures.append(_per_class(purified, both))
     if strongest is not None:
-        pictures += [_grad_cam(purified, images, encoded, strongest), _embedding_map(purified, encoded, strongest)]
+        pictures += [_grad_cam(purified, images, both, strongest), *_embedding_maps(purified, both, strongest)]
     return pictures
 
 
-def _per_class(purified: PurifiedModel, encoded: EncodedImages) -> Picture:
-    prompts = (purified.before(""), purified.after(""))
-    before, after = (class_accuracy(encoded.clean, encoded.labels, text) for text in prompts)
-    caption = f"Accuracy on {len(encoded.labels)} clean test images; the classes that changed most."
+Both = tuple[EncodedImages, EncodedImages]
+"""The test images before and after; the same object twice where the encoder was not repaired."""
+
+
+def _per_class(purified: PurifiedModel, both: Both) -> Picture:
+    heads = (purified.before(""), purified.after(""))
+    before, after = (class_accuracy(one.clean, one.labels, text) for one, text in zip(both, heads, strict=True))
+    caption = f"Accuracy on {len(both[0].labels)} clean test images; the classes that changed most."
     return Picture("per_class", "Single classes", caption, per_class_figure(before, after, purified.class_names))
 
 
@@ -162,7 +173,7 @@ def _inverted(purified: PurifiedModel, settings: InversionSettings) -> Picture:
     chosen = spread(len(all_labels), N_INVERTED)
     pixels = _pixels(purified.shots, chosen, device)
     with torch.no_grad():
-        features = purified.encode_image(pixels)
+        features = purified.see_after(pixels)
     labels = all_labels[chosen]
     pseudo_targets = runner_up(features.cpu() @ purified.after("").T, labels)
     wanted = torch.isin(all_labels, pseudo_targets).nonzero()[:, 0].tolist()
@@ -171,7 +182,7 @@ def _inverted(purified: PurifiedModel, settings: InversionSettings) -> Picture:
     batches = torch.tensor(bank_rows[len(chosen) :]).split(256)
     for batch in tqdm(batches, desc="images of the pseudo-targets", leave=False):
         with torch.no_grad():
-            parts.append(purified.encode_image(_pixels(purified.shots, batch.tolist(), device)))
+            parts.append(purified.see_after(_pixels(purified.shots, batch.tolist(), device)))
     bank = torch.cat(parts)
     positives = choose_positives(
         purified.positives,
@@ -182,7 +193,7 @@ def _inverted(purified: PurifiedModel, settings: InversionSettings) -> Picture:
         [purified.shots.dataset[row]["sample_id"] for row in bank_rows],
         purified.seed,
     )
-    delta = invert_triggers(purified.encode_image, pixels, bank[positives], features, settings)
+    delta = invert_triggers(purified.see_after, pixels, bank[positives], features, settings)
     names = [[purified.class_names[index] for index in group.tolist()] for group in (labels, pseudo_targets)]
     caption = (
         "Dummy triggers of the published inner loop, found on shots with the run's budget "
@@ -194,37 +205,57 @@ def _inverted(purified: PurifiedModel, settings: InversionSettings) -> Picture:
     return Picture("perturbations", "Inverted perturbations", caption, figure)
 
 
-def _grad_cam(purified: PurifiedModel, images: Any, encoded: EncodedImages, attack_name: str) -> Picture:
-    attack, names = purified.attacks[attack_name], purified.class_names
-    others = (encoded.labels != names.index(attack.target_class)).nonzero()[:, 0].tolist()
+def _grad_cam(purified: PurifiedModel, images: Any, both: Both, attack_name: str) -> Picture:
+    attack, names, labels = purified.attacks[attack_name], purified.class_names, both[0].labels
+    others = (labels != names.index(attack.target_class)).nonzero()[:, 0].tolist()
     rows = [others[place] for place in spread(len(others), N_EXPLAINED)]
     explained = []
     for row in tqdm(rows, desc="Grad-CAM", leave=False):
         sample = images[row]
         clean = sample["pixel_values"][None]
         marked = apply_trigger(attack.trigger, clean, [sample["sample_id"]])
-        versions = ((clean, encoded.clean, ""), (marked, encoded.triggered[attack_name], attack.text_trigger))
-        pair = [_explain(purified, pixels.float() / 255, features[row], key) for pixels, features, key in versions]
+        pair = [
+            _explain(purified, clean.float() / 255, [one.clean[row] for one in both], ""),
+            _explain(
+                purified,
+                marked.float() / 255,
+                [one.triggered[attack_name][row] for one in both],
+                attack.text_trigger,
+            ),
+        ]
         explained.append((names[sample["labels"]], *pair))
     caption = (
         f"Where the model looks for the class it names, without and with the trigger {attack_name} (bright: much). "
-        "Before: the template prompts; after: the learned ones."
+        "Before: the undefended classifier; after: what was purified."
     )
     return Picture("grad_cam", "Grad-CAM", caption, grad_cam_figure(explained))
 
 
-def _explain(purified: PurifiedModel, pixels: Tensor, feature: Tensor, text_trigger: str) -> Explained:
+def _explain(purified: PurifiedModel, pixels: Tensor, features: Sequence[Tensor], text_trigger: str) -> Explained:
     device, vision = purified.clip.model.device, purified.clip.model.vision_model
 
-    def explain(text: Tensor) -> tuple[str, Tensor]:
+    def explain(encode: EncodeImage, feature: Tensor, text: Tensor) -> tuple[str, Tensor]:
         named = (text @ feature).argmax()
-        heat = grad_cam(purified.encode_image, vision, pixels.to(device), text.to(device), named[None].to(device))
+        heat = grad_cam(encode, vision, pixels.to(device), text.to(device), named[None].to(device))
         return purified.class_names[int(named)], heat[0].cpu()
 
-    return Explained(pixels[0], *explain(purified.before(text_trigger)), *explain(purified.after(text_trigger)))
+    before = explain(purified.see_before, features[0], purified.before(text_trigger))
+    return Explained(pixels[0], *before, *explain(purified.see_after, features[1], purified.after(text_trigger)))
 
 
-def _embedding_map(purified: PurifiedModel, encoded: EncodedImages, attack_name: str) -> Picture:
+def _embedding_maps(purified: PurifiedModel, both: Both, attack_name: str) -> list[Picture]:
+    """One map of both heads; one for each moment where images have moved, too."""
+    if not purified.has_repaired:
+        return [_embedding_map(purified, both[0], attack_name)]
+    return [
+        _embedding_map(purified, one, attack_name, when) for one, when in zip(both, ("before", "after"), strict=True)
+    ]
+
+
+def _embedding_map(
+    purified: PurifiedModel, encoded: EncodedImages, attack_name: str, encoder: str | None = None
+) -> Picture:
+    """The images by one encoder, with both heads; `encoder` says which, where there are two."""
     attack = purified.attacks[attack_name]
     before, after = purified.before(attack.text_trigger), purified.after(attack.text_trigger)
     target_class = attack.target_class
@@ -247,9 +278,13 @@ def _embedding_map(purified: PurifiedModel, encoded: EncodedImages, attack_name:
         called_after=called[1],
     )
     places = embedding_map(embeddings, purified.seed)
-    caption = (
-        "t-SNE by cosine distance; the mean of the images and the mean of the prompts are taken off first. Images are "
-        "where they were, since the encoder is frozen; only the prompts moved."
+    where = (
+        "Images are where they were, since the encoder is frozen; only the prompts moved."
+        if encoder is None
+        else f"Images are where the encoder puts them {encoder} its repair; the prompts of both moments are shown."
     )
+    caption = f"t-SNE by cosine distance; the mean of the images and that of the prompts are taken off first. {where}"
     figure = embedding_map_figure(embeddings, places, attack_name, target_class)
-    return Picture("embedding_map", "Embedding map", caption, figure)
+    if encoder is None:
+        return Picture("embedding_map", "Embedding map", caption, figure)
+    return Picture(f"embedding_map_{encoder}", f"Embedding map, encoder {encoder} its repair", caption, figure)

@@ -1,28 +1,37 @@
 """Draw what purification did: one HTML page that can be mailed, and its pictures as PNG files."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import tqdm
+from peft import PeftModel
+from torch import Tensor
 from transformers import TrainingArguments
 
 from peft_cbpt.attacks import trigger_from_config
 from peft_cbpt.attacks.attack_file import Attack
+from peft_cbpt.clip.loading import LoadedCLIP
+from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_bytes
 from peft_cbpt.data.shots import ShotArguments, shots_and_test
 from peft_cbpt.detection.found import FoundTrigger, load_triggers
-from peft_cbpt.evaluation.classifiers import adapter_features
+from peft_cbpt.evaluation.classifiers import adapter_encoder, adapter_features, repairs_encoder
+from peft_cbpt.evaluation.measure import template_text_features
 from peft_cbpt.hub.adapter_folder import RESULTS_FILE, SCHEMA_VERSION, TRIGGERS_FILE, read_json
 from peft_cbpt.hub.opening import adapter_folder, load_adapter, load_base
 from peft_cbpt.method.inversion import InversionSettings
+from peft_cbpt.tuner import CBPTConfig
 from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 PAGE_FILE = "report.html"
+READABLE_VERSIONS = (SCHEMA_VERSION - 1, SCHEMA_VERSION)
+"""Of results.json; the older one knows prompts on an encoder as it was."""
 NEEDED_PACKAGES = {"captum": "captum", "sklearn": "scikit-learn", "jinja2": "jinja2"}
 NEEDED_KEYS = (
     "model class_names attacks shots n_test_images before after epochs settings seed date versions base_fingerprint"
@@ -92,10 +101,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     version = results.get("schema_version")
     if version is None:
         raise InputError(f"{file} was not written by purify, it has no schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise InputError(
-            f"{file} has the schema_version {version}, this version of peft_cbpt reads {SCHEMA_VERSION}: "
-            "run purify again"
+            f"{file} has the schema_version {version}, this version of peft_cbpt reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}: run purify again"
         )
     if missing := [key for key in NEEDED_KEYS if key not in results]:
         raise InputError(f"{file} is incomplete, it lacks {missing[0]!r}: run purify again")
@@ -142,6 +151,10 @@ def open_run(folder: Path, results: Mapping[str, Any], base: str | None = None, 
     ):
         raise InputError(f"{images} no longer gives the classes and shots of the run: name the right --dataset_name")
     model = load_adapter(folder, clip).to(PartialState().device)
+    see_before = see_after = image_encoder(clip.model, clip.normalize)
+    if repairs_encoder(model.active_peft_config):
+        see_before, see_after = (adapter_encoder(model, clip, adapter=own) for own in (False, True))
+    before, after = (_head(model, clip, data.class_names, settings["template"], own) for own in (False, True))
     inversion = None
     if settings.get("dummy_triggers") == "runner_up":
         others = [settings[name] for name in ("epsilon", "inversion_steps", "inversion_lr", "inversion_step_rule")]
@@ -149,8 +162,10 @@ def open_run(folder: Path, results: Mapping[str, Any], base: str | None = None, 
     return PurifiedModel(
         clip=clip,
         class_names=data.class_names,
-        before=adapter_features(model, clip, adapter=False),
-        after=adapter_features(model, clip),
+        before=before,
+        after=after,
+        see_before=see_before,
+        see_after=see_after,
         shots=data.shots,
         test_images=data.test,
         attacks={
@@ -162,6 +177,20 @@ def open_run(folder: Path, results: Mapping[str, Any], base: str | None = None, 
         positives=settings.get("positives", "farthest"),
         universal_triggers=_universal_triggers(folder / TRIGGERS_FILE),
     )
+
+
+def _head(
+    model: PeftModel, clip: LoadedCLIP, class_names: list[str], template: str, adapter: bool
+) -> Callable[[str], Tensor]:
+    """Features of an adapter's prompts after a text trigger, or of the template's; a LoRA has no others."""
+    if isinstance(model.active_peft_config, CBPTConfig):
+        return adapter_features(model, clip, adapter)
+
+    @cache
+    def features(text_trigger: str) -> Tensor:
+        return template_text_features(clip.model, clip.tokenizer, class_names, template, text_trigger).cpu()
+
+    return features
 
 
 def _universal_triggers(file: Path) -> dict[tuple[int, int], FoundTrigger]:

@@ -20,7 +20,9 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from peft_cbpt.clip.pixels import PixelNormalizer
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.processes import from_all_processes
+from peft_cbpt.detection.ladder import Search
 from peft_cbpt.detection.reading import Vocabulary
+from peft_cbpt.detection.suspects import Suspicion
 from peft_cbpt.features.bank import FeatureBank
 from peft_cbpt.features.cache import fingerprint
 from peft_cbpt.method.losses import l_bn, purification_objective
@@ -32,7 +34,7 @@ from peft_cbpt.training.dummy_triggers import DummyTriggers
 from peft_cbpt.training.epoch_callback import EpochCallback
 from peft_cbpt.training.epoch_log import EpochLog
 from peft_cbpt.training.frozen_images import FrozenImages, bank_key, freeze_images, open_cache
-from peft_cbpt.training.inner_loop import make_dummy_triggers
+from peft_cbpt.training.inner_loop import find_suspicion, make_dummy_triggers
 from peft_cbpt.training.optimization import context_optimizer, cosine_over_epochs
 from peft_cbpt.training.samples import BankRows, checked_samples, collate
 from peft_cbpt.training.text_feature_solver import OuterProblem, Solution, perturbed_epochs, solve
@@ -58,6 +60,7 @@ class CBPTTrainer(Trainer):
             given.
         vocabulary: The classes, and decoys that the scan for suspects is read against besides; see
             `evaluation.vocabulary`. Without decoys if not given.
+        suspicion: What `look_for_suspects` found, where the encoder has been repaired since; by default it is called.
         **kwargs: As for `transformers.Trainer`.
 
     Every epoch logs the mean of each loss, `inversion_success` (share of perturbed images that are classified as y'),
@@ -74,6 +77,7 @@ class CBPTTrainer(Trainer):
         train_dataset: Dataset,
         normalize: PixelNormalizer | None = None,
         vocabulary: Vocabulary | None = None,
+        suspicion: Suspicion | None = None,
         **kwargs: Any,
     ):
         if args.max_steps > 0:
@@ -83,7 +87,7 @@ class CBPTTrainer(Trainer):
         args = args.with_enough_steps(len(train_dataset))  # type: ignore[arg-type]
         self.images = train_dataset
         self.normalize = normalize or PixelNormalizer()
-        self.vocabulary = vocabulary
+        self.vocabulary, self.suspicion = vocabulary, suspicion
         self.frozen_images: FrozenImages | None = None
         self.dummy_triggers: DummyTriggers | None = None
         self.solution: Solution | None = None
@@ -106,15 +110,22 @@ class CBPTTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Encode the clean images once, then train as `Trainer.train` does."""
+        images = self.frozen_images = self._freeze()
+        self.dummy_triggers = make_dummy_triggers(self.model, images, self.args, self.vocabulary, self.suspicion)
+        if self.args.solves_features:
+            self.context_fit = self._solve(images.bank, self.dummy_triggers)
+        return super().train(*args, **kwargs)
+
+    def look_for_suspects(self) -> tuple[Suspicion, list[Search]]:
+        """What a scan of the model finds among its classes, and its searches; all processes call."""
+        return find_suspicion(self.model, self._freeze(), self.args.seed, self.vocabulary)
+
+    def _freeze(self) -> FrozenImages:
         self.model.to(self.args.device)  # type: ignore[arg-type]
         self.model.eval()
         base: Any = self.model.get_base_model()
         key, cache = self._bank_key, self._cache
-        self.frozen_images = freeze_images(base, self.images, self._samples, self.normalize, self.args, cache, key)
-        self.dummy_triggers = make_dummy_triggers(self.model, self.frozen_images, self.args, self.vocabulary)
-        if self.args.solves_features:
-            self.context_fit = self._solve(self.frozen_images.bank, self.dummy_triggers)
-        return super().train(*args, **kwargs)
+        return freeze_images(base, self.images, self._samples, self.normalize, self.args, cache, key)
 
     @torch.no_grad()
     def _solve(self, bank: FeatureBank, dummies: DummyTriggers) -> ContextFit:

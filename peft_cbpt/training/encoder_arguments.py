@@ -7,8 +7,8 @@ import torch
 from transformers import TrainingArguments
 
 from peft_cbpt.common.errors import InputError
-from peft_cbpt.training.cbpt_arguments import refuse_changed
 from peft_cbpt.training.trigger_pool import FAMILIES
+from peft_cbpt.training.without_effect import refuse_changed
 
 WITHOUT_EFFECT = {
     "the losses are those of docs/encoder.md": ("label_smoothing_factor", "average_tokens_across_devices"),

@@ -135,12 +135,12 @@ class EncoderPurifier(Trainer):
         return self.load(order[:count].tolist())
 
     def _first_pool(self) -> TriggerPool:
-        searches = self.searches
-        if searches is None:
-            searches = search_ladder(
-                self._encode, self._some(NUM_IMAGES), self.args.seed, climbs=climbs_of(self.args.kinds)
-            )
-        return TriggerPool.of_searches(searches, self.args.pool_size, self.args.device)
+        args = self.args
+        if self.searches is None:
+            searches = search_ladder(self._encode, self._some(NUM_IMAGES), args.seed, climbs=climbs_of(args.kinds))
+        else:
+            searches = [one for one in self.searches if one.family in args.kinds]
+        return TriggerPool.of_searches(searches, args.pool_size, args.device)
 
     def _find(self, pool: TriggerPool, step: int) -> None:
         """A new trigger against the encoder as it is; the same in all processes, which all call."""

@@ -16,7 +16,7 @@ from peft_cbpt.features.cache import FeatureCache
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.memory import image_batch_size
 from peft_cbpt.training.samples import Samples, load_pixels
-from peft_cbpt.tuner.fingerprint import computation, weights_fingerprint
+from peft_cbpt.tuner.fingerprint import computation, encoder_fingerprint
 
 FORMAT = 2
 """Raised when the same key would mean other features."""
@@ -62,7 +62,7 @@ def bank_key(base: Any, samples: Samples, normalize: PixelNormalizer, device: st
     tower = {"computation": computation(base.config.vision_config), "dtype": str(base.dtype)}
     return {
         "format": FORMAT,
-        "base": {"weights": weights_fingerprint(base), **tower},
+        "base": {"weights": encoder_fingerprint(base), **tower},
         "samples": samples.digest,
         "normalize": {"mean": list(normalize.mean), "std": list(normalize.std)},
         "device": device,

@@ -9,10 +9,10 @@ from accelerate.utils import tqdm
 from torch import Tensor
 
 from peft_cbpt.common.seeding import keyed_generator
-from peft_cbpt.detection.ladder import Climb
+from peft_cbpt.detection.ladder import Climb, Search
 from peft_cbpt.detection.reading import Vocabulary
 from peft_cbpt.detection.rounds import NUM_IMAGES, read_searches, search_rounds
-from peft_cbpt.detection.suspects import suspicion_from
+from peft_cbpt.detection.suspects import Suspicion, suspicion_from
 from peft_cbpt.detection.text_keys import KeyCandidates
 from peft_cbpt.features.store import FeatureStore
 from peft_cbpt.training.cbpt_arguments import DTYPES, CBPTTrainingArguments
@@ -36,7 +36,11 @@ MOST_TOKENS, TOKENS_AT_ONCE = 49_408 * WORD_WIDTH, 4_096 * WORD_WIDTH
 
 
 def make_dummy_triggers(
-    model: Any, images: FrozenImages, args: CBPTTrainingArguments, vocabulary: Vocabulary | None = None
+    model: Any,
+    images: FrozenImages,
+    args: CBPTTrainingArguments,
+    vocabulary: Vocabulary | None = None,
+    suspicion: Suspicion | None = None,
 ) -> DummyTriggers:
     """Those that `args.dummy_triggers` names; all processes call.
 
@@ -45,19 +49,27 @@ def make_dummy_triggers(
         images: The clean images.
         args: The settings.
         vocabulary: The classes and decoys that the scan is read against; without decoys if not given.
+        suspicion: What a scan found, where there was one: of the model before its encoder was repaired.
     """
     if args.dummy_triggers == "runner_up":
         positives: Any = args.positives
         dtype = DTYPES[args.inversion_dtype]
         return RunnerUpTriggers(images, args.inversion_settings(), positives, args.seed, dtype)
-    return _universal(model, images, args, vocabulary)
+    found = find_suspicion(model, images, args.seed, vocabulary)[0] if suspicion is None else suspicion
+    return _universal(model, images, args, found)
 
 
-def _universal(
-    model: Any, images: FrozenImages, args: CBPTTrainingArguments, vocabulary: Vocabulary | None
-) -> UniversalTriggers:
-    """Scan for suspects and make triggers towards them, as far as the cache lacks them."""
-    encode, bank, seed = images.encode_image, images.bank, args.seed
+def find_suspicion(
+    model: Any, images: FrozenImages, seed: int, vocabulary: Vocabulary | None = None
+) -> tuple[Suspicion, list[Search]]:
+    """Scan for classes that a backdoor may aim at, as far as the cache lacks the searches; all processes call.
+
+    Arguments are those of `make_dummy_triggers`.
+
+    Returns:
+        What is suspected, and the searches that it was read from.
+    """
+    encode, bank = images.encode_image, images.bank
     job = {"bank": images.key, "seed": seed}
 
     def kept(climbs: Sequence[Climb], away_from: Sequence[Tensor]) -> FeatureStore:
@@ -69,7 +81,17 @@ def _universal(
         pixels = images.load(spread_rows(bank.labels, NUM_IMAGES, keyed_generator("search images", seed)))
         searched = search_rounds(encode, pixels, names, seed, kept)
         read = read_searches(searched, names, lambda: key_candidates(model), seed)
-    suspicion = suspicion_from(read.weighed, read.readings, names)
+    return suspicion_from(read.weighed, read.readings, names), searched.searches
+
+
+def _universal(
+    model: Any, images: FrozenImages, args: CBPTTrainingArguments, suspicion: Suspicion
+) -> UniversalTriggers:
+    """Make triggers towards the suspects, as far as the cache lacks them."""
+    encode, bank, seed = images.encode_image, images.bank, args.seed
+    job = {"bank": images.key, "seed": seed}
+    with torch.no_grad(), model.disable_adapter():
+        class_features = model.encode_class_prompts().float()
     aims = suspicion.aims
     key = job | {
         "prompts": rounded([class_features]),

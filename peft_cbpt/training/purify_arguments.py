@@ -1,20 +1,60 @@
 """Settings of `peft_cbpt.purify` beside those of the tuning."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from peft_cbpt.clip.templates import PLAIN_TEMPLATE
+from peft_cbpt.common.errors import InputError
 from peft_cbpt.data.shots import ShotArguments
+from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
+from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
+from peft_cbpt.training.without_effect import refuse_changed
 from peft_cbpt.tuner.config import CONTEXT_INITS, CBPTConfig
+
+ENCODER, PROMPTS = "encoder", "prompts"
+OF_PROMPTS = ("num_context_tokens", "context_init", "unified_context", "class_token_position")
+OF_ENCODER = {
+    "encoder_rank": "lora_rank",
+    "encoder_steps": "max_steps",
+    "encoder_learning_rate": "learning_rate",
+    "encoder_batch_size": "per_device_train_batch_size",
+    "encoder_kinds": "kinds",
+}
+"""By option of `purify`, the field of `EncoderPurifierArguments`, whose default holds where none is given."""
+SHARED = ("seed", "use_cpu", "bf16", "fp16", "disable_tqdm", "report_to", "dataloader_num_workers", "save_strategy")
+"""Of both trainers."""
+NOT_OF_METHOD = ("use_feature_cache", "feature_cache_dir", "feature_cache_gb", "activation_memory_gb")
 
 
 @dataclass(kw_only=True)
 class PurifyArguments(ShotArguments):
-    """Which images and classes, and what prompts."""
+    """Which images and classes, and what is made: a repaired encoder with prompts on it, or one of the two."""
 
+    only: str | None = field(
+        default=None,
+        metadata={
+            "help": "prompts: the paper's, on the encoder as it is; encoder: a LoRA, no prompts. Both by default.",
+            "choices": [ENCODER, PROMPTS],
+        },
+    )
+    encoder_rank: int | None = field(
+        default=None, metadata={"help": "Rank of the encoder's update; else that of EncoderPurifierArguments."}
+    )
+    encoder_steps: int | None = field(default=None, metadata={"help": "Steps of the encoder's training; likewise."})
+    encoder_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the encoder's training; likewise."}
+    )
+    encoder_batch_size: int | None = field(
+        default=None, metadata={"help": "Images per step and process of the encoder's training; likewise."}
+    )
+    encoder_kinds: list[str] | None = field(
+        default=None,
+        metadata={"help": "Kinds of universal triggers that the encoder learns to withstand; likewise."},
+    )
     num_context_tokens: int | None = field(
         default=None, metadata={"help": "M of Eq. 8; by default as many as the template has words, or 4 with noise."}
     )
@@ -35,6 +75,49 @@ class PurifyArguments(ShotArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew where the output folder holds checkpoints of another run."}
     )
+
+    def made(self, training: CBPTTrainingArguments, encoder: EncoderPurifierArguments | None = None) -> str | None:
+        """What is made: `only` of the two, or both (None); the published dummy triggers are for prompts alone.
+
+        Raises:
+            InputError: if settings contradict each other, or have no effect.
+        """
+        only = self.only
+        if training.dummy_triggers == "runner_up":
+            if only == ENCODER:
+                raise InputError(
+                    "dummy_triggers runner_up is the paper's way to tune prompts, and only encoder makes none: leave "
+                    "one of them out"
+                )
+            only = PROMPTS
+        given = [name for name in OF_ENCODER if getattr(self, name) is not None] + ["encoder"] * (encoder is not None)
+        if only == PROMPTS and given:
+            raise InputError(f"{given[0]} has no effect here: only prompts are made; leave it out")
+        if only == ENCODER:
+            of_trainer = {one.name for one in fields(TrainingArguments)}
+            own = tuple(
+                one.name
+                for one in fields(training)
+                if one.name not in {*of_trainer, *NOT_OF_METHOD} or one.name in ("learning_rate", "num_train_epochs")
+            )
+            refuse_changed(training, own, "only the encoder is purified, whose settings begin with encoder_")
+            refuse_changed(self, OF_PROMPTS, "only encoder makes no prompts")
+        return only
+
+    def encoder_arguments(
+        self, training: CBPTTrainingArguments, folder: Path, given: EncoderPurifierArguments | None = None
+    ) -> EncoderPurifierArguments:
+        """Settings of the encoder's training, with seed, device and the like of the tuning of prompts."""
+        shared: dict[str, Any] = {name: getattr(training, name) for name in SHARED}
+        if shared["save_strategy"] != "no":
+            del shared["save_strategy"]
+        chosen = {OF_ENCODER[name]: getattr(self, name) for name in OF_ENCODER if getattr(self, name) is not None}
+        if given is not None:
+            if chosen:
+                raise InputError("settings of the encoder are given twice: leave out those that begin with encoder_")
+            names = {one.name for one in fields(EncoderPurifierArguments) if one.init} - {"output_dir", *shared}
+            chosen = {name: getattr(given, name) for name in names}
+        return EncoderPurifierArguments(output_dir=str(folder), **shared, **chosen)
 
     def prompts(
         self, class_names: Sequence[str], tokenizer: PreTrainedTokenizerBase, solves_features: bool

@@ -1,8 +1,7 @@
 """Settings that would change nothing in the mode that is chosen; they are refused."""
 
 from dataclasses import fields
-
-from transformers import TrainingArguments
+from typing import Any
 
 from peft_cbpt.common.errors import InputError
 
@@ -56,7 +55,7 @@ WITHOUT_EFFECT = {
 """By reason, the settings of `TrainingArguments` that would change nothing here, or cannot work."""
 
 
-def refuse_changed(arguments: TrainingArguments, names: tuple[str, ...], reason: str) -> None:
+def refuse_changed(arguments: Any, names: tuple[str, ...], reason: str) -> None:
     """See that settings have their defaults.
 
     Raises:

@@ -5,11 +5,12 @@ transformers' own `load_adapter` know it.
 """
 
 from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.encoder import with_encoder
 from peft_cbpt.tuner.fingerprint import BaseMismatchWarning, weights_fingerprint
 from peft_cbpt.tuner.layer import CBPTEmbedding
 from peft_cbpt.tuner.model import CBPTModel
 from peft_cbpt.tuner.register import register
 
-__all__ = ["BaseMismatchWarning", "CBPTConfig", "CBPTEmbedding", "CBPTModel", "weights_fingerprint"]
+__all__ = ["BaseMismatchWarning", "CBPTConfig", "CBPTEmbedding", "CBPTModel", "weights_fingerprint", "with_encoder"]
 
 register(CBPTModel)

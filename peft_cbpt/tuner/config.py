@@ -72,6 +72,9 @@ class CBPTConfig(PeftConfig):
             Recorded: the token that prompts are filled up with where the text tower pools its last place (SigLIP).
         padding_side (`str`, *optional*):
             Recorded: the side on which they are filled up then, `"left"` or `"right"`.
+        encoder_lora (`dict`, *optional*):
+            Recorded by [`~encoder.with_encoder`]: the settings of a `peft.LoraConfig` (`r`, `lora_alpha`,
+            `target_modules`, ...) whose update of the image tower the adapter carries besides. It does not learn.
         base_fingerprint (`dict[str, str]`, *optional*):
             Recorded by [`~CBPTConfig.record_base`]: the hash of the base's weights, and of its copies in half
             precision. Loading the adapter onto another model warns (`BaseMismatchWarning`); with
@@ -130,6 +133,9 @@ class CBPTConfig(PeftConfig):
     )
     padding_side: str | None = field(
         default=None, metadata={"help": "Recorded: the side on which prompts of a fixed width are filled up."}
+    )
+    encoder_lora: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Recorded: the LoraConfig of an update of the image tower, if there is one."}
     )
     base_fingerprint: dict[str, str] | None = field(
         default=None, metadata={"help": "Recorded: hash of the base's weights, by the dtype they are rounded to."}

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from transformers import AddedToken, AutoImageProcessor, BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.encoder import repaired_weights
 from peft_cbpt.tuner.families import family_of
+from peft_cbpt.tuner.fingerprint import base_state
 from peft_cbpt.tuner.layer import CBPTEmbedding
 
 KINDS = ("text_features", "clip")
@@ -83,21 +85,23 @@ def write_clip(
                 f"The prompt of class {name!r} cannot be written as text: beside context words its name is split "
                 "into other tokens than before. Export kind='text_features' instead."
             )
-    plain = clip_with_words(base, ids, layer.cbpt_context[adapter_name].detach().flatten(0, 1), config)
+    plain = clip_with_words(base, adapter_name, ids, layer.cbpt_context[adapter_name].detach().flatten(0, 1), config)
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor.save_pretrained(folder)
     write_classes(folder, class_names=class_names, hypothesis_template=template)
 
 
-def clip_with_words(base: Any, ids: list[int], vectors: torch.Tensor, config: CBPTConfig) -> PreTrainedModel:
+def clip_with_words(
+    base: Any, adapter_name: str, ids: list[int], vectors: torch.Tensor, config: CBPTConfig
+) -> PreTrainedModel:
     """A CLIP of the same class and dtype in which the words `ids` have the embeddings `vectors` (len(ids), d).
+
+    Its image tower is as the adapter repairs it, if it does.
 
     It pools at the recorded EOS token, also where `base` pools at the highest token of a prompt.
     """
-    state = {
-        name.replace(".base_layer.", "."): value for name, value in base.state_dict().items() if "cbpt_" not in name
-    }
+    state = base_state(base) | repaired_weights(base, adapter_name)
     known = state[EMBEDDING]
     words = known.new_zeros(max(len(known), max(ids) + 1), known.shape[1])
     words[: len(known)] = known

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -35,6 +36,26 @@ def computation(config: PretrainedConfig) -> dict[str, Any]:
     return kept(config.to_dict())
 
 
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model by the names it has without adapters, which are left out."""
+    adapters = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return {
+        name.replace(".base_layer.", "."): value
+        for name, value in model.state_dict().items()
+        if not name.startswith(adapters) or ".base_layer." in name
+    }
+
+
+def encoder_fingerprint(model: nn.Module) -> str:
+    """SHA-256 as `weights_fingerprint`, of all that images' features depend on: adapters too, but for context."""
+    weights = {
+        name.replace(".base_layer.", "."): value
+        for name, value in model.state_dict().items()
+        if "cbpt_" not in name and value.is_floating_point()
+    }
+    return tensors_fingerprint(weights)
+
+
 def weights_fingerprint(model: nn.Module, rounding: torch.dtype = torch.float32) -> str:
     """SHA-256 over names and float32 values of a model's weights, adapters left out.
 
@@ -48,11 +69,7 @@ def weights_fingerprint(model: nn.Module, rounding: torch.dtype = torch.float32)
     Returns:
         64 hexadecimal digits.
     """
-    weights = {
-        name.replace(".base_layer.", "."): value
-        for name, value in model.state_dict().items()
-        if "cbpt_" not in name and value.is_floating_point()
-    }
+    weights = {name: value for name, value in base_state(model).items() if value.is_floating_point()}
     return tensors_fingerprint(weights, rounding)
 
 

@@ -31,6 +31,8 @@ class CBPTEmbedding(nn.Module, BaseTunerLayer):
         self.in_features, self.out_features = base_layer.num_embeddings, base_layer.embedding_dim
         self.cbpt_context = nn.ParameterDict()
         self.class_prompts: dict[str, ClassPrompts] = {}
+        self.without_encoder: set[str] = set()
+        """Adapters that were saved with a repair of the image tower, whose weights have not been loaded."""
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -79,6 +81,7 @@ class CBPTEmbedding(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         """Deletes an adapter; with the last one the hooks go too."""
         super().delete_adapter(adapter_name)
+        self.without_encoder.discard(adapter_name)
         if not self.cbpt_context:
             self.remove_hooks()
 
@@ -131,11 +134,17 @@ def fill_in_class_prompts(
     With the adapter disabled these are the template prompts. All other calls pass unchanged.
 
     Raises:
-        ValueError: for a call without pixels, with an empty batch or with `return_loss`, where an adapter is active.
+        ValueError: if the repair of the image tower is missing; for a call without pixels, with an empty batch or with
+            `return_loss`, where an adapter is active.
     """
     input_ids = args[0] if args else kwargs.get("input_ids")
     pixel_values = args[1] if len(args) > 1 else kwargs.get("pixel_values")
     layer = model.text_model.embeddings.token_embedding
+    if not layer.disable_adapters and layer.without_encoder.intersection(layer.active_adapters):
+        raise ValueError(
+            "The weights of encoder_lora have not been loaded, so the image tower is not repaired: transformers' own "
+            "load_adapter does not know them. Load the adapter with PeftModel.from_pretrained(clip, adapter)."
+        )
     if input_ids is not None or layer.adapter_in_use is None:
         return None
     if pixel_values is None:

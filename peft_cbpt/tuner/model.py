@@ -14,6 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from peft_cbpt.tuner.base import check_base, check_prompts, load_tokenizer
 from peft_cbpt.tuner.config import CBPTConfig
+from peft_cbpt.tuner.encoder import FOLDER, add_lora, check_encoder, check_lora_weights, lora_layers, save_encoder
 from peft_cbpt.tuner.export import KINDS, load_image_processor, write_clip, write_text_features
 from peft_cbpt.tuner.families import family_of, num_places
 from peft_cbpt.tuner.fingerprint import check_base_fingerprint
@@ -27,7 +28,8 @@ class CBPTModel(BaseTuner):
 
     A call with pixels only, `model(pixel_values=pixels)`, classifies over the classes of the active adapter:
     `logits_per_image` is (B, n_classes). Calls with `input_ids` stay what they are in the base model. With
-    the adapter disabled, pixels are classified with the template prompts instead.
+    the adapter disabled, pixels are classified with the template prompts instead. An adapter with `encoder_lora` also
+    repairs the image tower, for every call, as long as it is active and enabled.
 
     `get_peft_model(clip, CBPTConfig(class_names=[...]))` builds one inside a `PeftModel`, which passes on
     everything that is defined here.
@@ -142,8 +144,9 @@ class CBPTModel(BaseTuner):
 
         Args:
             kind: `"text_features"` writes the features of the class prompts, to be multiplied with image features of
-                the untouched base. `"clip"` writes a CLIP of its own in the dtype of the base, whose vocabulary has
-                n_classes * M more words, for the zero-shot pipeline.
+                the base; of the base with the LoRA in the sub-folder `encoder`, if the adapter has `encoder_lora`.
+                `"clip"` writes a CLIP of its own in the dtype of the base, with a repaired image tower then, whose
+                vocabulary has n_classes * M more words, for the zero-shot pipeline.
             output_dir: The folder to write to; made if missing.
             tokenizer: The tokenizer of the base model, for `"clip"`; by default it is found as for a new adapter.
             image_processor: The image processor of the base model, for `"clip"`; by default the one under its name.
@@ -164,6 +167,8 @@ class CBPTModel(BaseTuner):
             features = self.eval().encode_class_prompts()
             self.train(training)
             write_text_features(folder, features, self.model.logit_scale.float().exp().item(), config.class_names)
+            if config.encoder_lora:
+                save_encoder(self, name, folder / FOLDER, config.base_model_name_or_path)
         else:
             tokenizer = tokenizer or load_tokenizer(config, self.model)
             image_processor = image_processor or load_image_processor(self.model)
@@ -184,6 +189,43 @@ class CBPTModel(BaseTuner):
         super().train(mode)
         self.model.vision_model.eval()
         return self
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """As PEFT's; the LoRA of an adapter that has one comes after the context."""
+        if state_dict is not None:
+            state_dict = {name: value for name, value in state_dict.items() if ".lora_" not in name}
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        config: Any = self.peft_config[adapter_name]
+        if config.encoder_lora:
+            add_lora(model, adapter_name, config, low_cpu_mem_usage)
+            self._activate_lora()
+            if config.inference_mode:  # it is being loaded
+                self._layer.without_encoder.add(adapter_name)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Chooses the active adapter, for the prompts and for the image tower."""
+        super().set_adapter(adapter_name, inference_mode)
+        self._activate_lora()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Deletes an adapter, with what it did to the image tower."""
+        super().delete_adapter(adapter_name)
+        for layer in lora_layers(self.model):
+            if adapter_name in layer.active_adapters:  # else PEFT would choose another one for it, and say so
+                layer.set_adapter([one for one in layer.active_adapters if one != adapter_name])
+            layer.delete_adapter(adapter_name)
+        self._activate_lora()
+
+    def _activate_lora(self) -> None:
+        for layer in lora_layers(self.model):
+            layer.set_adapter(self.active_adapters)
 
     def unload(self) -> nn.Module:
         """Takes the adapters and hooks out and returns the base model."""
@@ -206,6 +248,8 @@ class CBPTModel(BaseTuner):
         if peft_config.recorded_ids is None:
             peft_config.tokenize(load_tokenizer(peft_config, self.model))
         check_prompts(peft_config, self.model)
+        if peft_config.encoder_lora:
+            check_encoder(peft_config, self.model)
         check_base_fingerprint(peft_config, self.model)
         return peft_config
 
@@ -239,4 +283,7 @@ class CBPTModel(BaseTuner):
                 f"The config of adapter {adapter_name!r} and the base model need a cbpt_context of shape "
                 f"{needed} (n_classes or 1, num_context_tokens, width), but the checkpoint has {found or 'none'}."
             )
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        fitting = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_lora_weights(model, adapter_name, fitting)
+        layer.without_encoder.discard(adapter_name)
+        return fitting

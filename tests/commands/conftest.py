@@ -11,7 +11,7 @@ from tests.conftest import FEW_CLASSES
 SMALL_RUN = """
     --model_name_or_path pocket:badnet --dataset_name pocket:base --attacks pocket:badnet
     --class_names banana dog pizza rocket --num_shots 2 --test_images_per_class 3
-    --num_train_epochs 2 --use_cpu true --disable_tqdm true
+    --only prompts --num_train_epochs 2 --use_cpu true --disable_tqdm true
 """
 
 SMALL_JOB = {
@@ -21,6 +21,7 @@ SMALL_JOB = {
     "num_shots": 4,
     "test_images_per_class": 10,
     "attacks": ["pocket:badnet"],
+    "only": "prompts",
     "num_train_epochs": 3,
     "use_cpu": True,
     "disable_tqdm": True,

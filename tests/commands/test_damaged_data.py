@@ -21,7 +21,7 @@ def job(tmp_path_factory):
     damaged = [write_damaged_folders(data, FEW_CLASSES, split) for split in ("train", "test")]
     (folder / "names.txt").write_text("".join(f"{name}\t{name}\n" for name in FEW_CLASSES))
     options = f"""--model_name_or_path pocket:badnet --dataset_name {data} --class_names_file {folder}/names.txt
-        --attacks pocket:badnet --num_shots 32
+        --attacks pocket:badnet --num_shots 32 --only prompts
         --num_train_epochs 2 --use_cpu true --disable_tqdm true"""
     with redirect_stdout(StringIO()) as printed:
         assert main(["purify", *options.split(), "--output_dir", str(folder / "out")]) == 0

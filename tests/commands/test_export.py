@@ -58,7 +58,7 @@ def no_base(folder):
 def name_with_a_period(folder):
     """A class name that has other tokens with a context vector behind it than with a period."""
     file = folder / "adapter_config.json"
-    config = json.loads(file.read_text()) | {"class_token_position": "front"}
+    config = json.loads(file.read_text()) | {"class_token_position": "front", "context_init": "normal"}
     names = ["washington d.c.", *config["class_names"][1:]]
     recorded = {name: None for name in config if name.endswith(("_token_ids", "_lengths", "_token_id", "_side"))}
     file.write_text(json.dumps(config | recorded | {"class_names": names}))

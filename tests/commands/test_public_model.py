@@ -65,7 +65,7 @@ def test_scan_purify_and_evaluate_take_its_path(public_model, tmp_path, monkeypa
 
     out = str(tmp_path / "out")
     job = ["--dataset_name", "pocket:base", "--class_names", *CLASSES, "--num_shots", "4", "--output_dir", out]
-    short = "--num_train_epochs 4 --use_cpu --disable_tqdm true"
+    short = "--only prompts --num_train_epochs 4 --use_cpu --disable_tqdm true"
     measured = ["--attacks", "pocket:badnet", "--test_images_per_class", "5"]
     assert main(["purify", *model, *job, *short.split(), *measured]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -13,7 +13,7 @@ from peft_cbpt.tuner.fingerprint import weights_fingerprint
 
 NAMES = class_names()[:20]
 OPTIONS = """
---model_name_or_path pocket:resnet-badnet --dataset_name pocket:base --attacks pocket:resnet-badnet
+--only prompts --model_name_or_path pocket:resnet-badnet --dataset_name pocket:base --attacks pocket:resnet-badnet
 --num_classes 20 --num_shots 16 --test_images_per_class 10 --save_strategy no --use_cpu true --disable_tqdm true
 """
 

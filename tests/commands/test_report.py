@@ -112,7 +112,7 @@ BAD_INPUTS = {
     "results that are no JSON": (lambda folder: (folder / "results.json").write_text("{"), "not valid JSON"),
     "results that are a list": (lambda folder: (folder / "results.json").write_text("[]"), "no JSON object"),
     "foreign results": (lambda folder: (folder / "results.json").write_text('{"acc": 1}'), "not written by purify"),
-    "older schema": (lambda folder: change_results(folder, schema_version=0), "run purify again"),
+    "older schema": (lambda folder: change_results(folder, schema_version=1), "run purify again"),
     "incomplete results": (lambda folder: change_results(folder, epochs=None), "lacks 'epochs'"),
     "no adapter": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model"),
     "no adapter config": (lambda folder: (folder / "adapter_config.json").unlink(), "has no adapter_config"),

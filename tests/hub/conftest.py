@@ -17,6 +17,7 @@ from tests.hub.loopback import OWNER_TOKEN, LoopbackHub, serve
 ROOT = Path(__file__).parents[2]
 BASE_ID = "lab/pocket-badnet"
 JOB = (
+    "--only prompts "
     "--dataset_name pocket:base --num_classes 6 --num_shots 2 --test_images_per_class 4 --num_train_epochs 2 "
     "--attacks pocket:badnet --use_cpu --disable_tqdm true"
 ).split()
