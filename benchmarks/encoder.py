@@ -2,9 +2,11 @@
 
     python -m benchmarks.encoder pocket:badnet pocket:clean pocket:resnet-badnet
     python -m benchmarks.encoder output/zoo/sig-banana-seed0 --seeds 0 1 --num_images 256
+    python -m benchmarks.encoder                              # docs/encoder.md from the cells that are stored
 
 A cell is a model, a seed and a number of images: figures before, after, and of the clean CLIP under the same trigger.
-It is made if it is missing in benchmarks/results/encoder/, about three minutes on one core; then a table is printed.
+It is made if it is missing in benchmarks/results/encoder/, about three minutes on one core; then the table of the page
+is written from all of them.
 The images given are of the first 60 classes of 320; those measured on are of another split, and of all classes.
 """
 
@@ -22,7 +24,7 @@ from benchmarks.paper.zoo import model_name
 from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack, read_attack
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.clip.pixels import image_encoder
-from peft_cbpt.common.files import write_json
+from peft_cbpt.common.files import write_json, write_text
 from peft_cbpt.common.records import made_now
 from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.data.images import LabelledImages
@@ -39,6 +41,7 @@ from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_trainer import purify_encoder
 
 RESULTS = Path(__file__).parent / "results" / "encoder"
+PAGE, BEGIN, END = Path(__file__).parents[1] / "docs" / "encoder.md", "<!-- figures -->", "<!-- end of figures -->"
 NAMES = class_names()
 N_GIVEN = 60
 TEST_SETS = {
@@ -48,6 +51,7 @@ TEST_SETS = {
     "rendition, all 320": ("rendition", NAMES, 2),
     "adversarial, all 320": ("adversarial", NAMES, 2),
 }
+KEPT = ("max_steps", "learning_rate", "lora_rank", "hold_weight", "update_weight", "pull_weight")
 
 
 def attack_of(model: str) -> Attack | None:
@@ -110,7 +114,7 @@ def cell(model: str, seed: int, num_images: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         settings = {"output_dir": folder, "seed": seed, "save_strategy": "no", "report_to": "none"}
         arguments = EncoderPurifierArguments(**settings)
-        kept = {key: getattr(arguments, key) for key in ("max_steps", "learning_rate", "lora_rank", "hold_weight")}
+        kept = {key: getattr(arguments, key) for key in KEPT}
         purify_encoder(clip.model, images.select(drawn), arguments, clip.normalize)
     seconds = time.time() - began
     after = world.measure()
@@ -134,32 +138,50 @@ def cell(model: str, seed: int, num_images: int) -> dict[str, Any]:
     return record
 
 
-def print_table(cells: list[dict[str, Any]]) -> None:
+def render(cells: list[dict[str, Any]]) -> str:
     """CA / ASR / true class under the trigger of every test set, before, after, and of the clean CLIP."""
-    print("| model | images | test set | before | after | clean CLIP |\n|---|---|---|---|---|---|")
+    lines = ["| model | images | test set | before | after | clean CLIP |", "|---|---|---|---|---|---|"]
     for one in cells:
         for name in TEST_SETS:
             columns = [
                 " / ".join(f"{100 * share:.1f}" for share in moment["test_sets"][name].values()) if moment else ""
                 for moment in (one["before"], one["after"], one["clean_clip"])
             ]
-            print(f"| {one['model']}, seed {one['seed']} | {one['num_images']} | {name} | {' | '.join(columns)} |")
+            lines.append(
+                f"| {one['model']}, seed {one['seed']} | {one['num_images']} | {name} | {' | '.join(columns)} |"
+            )
+    lines += ["", "| model | kind | figure | before | after |", "|---|---|---|---|---|"]
+    for one in cells:
+        for kind in ("class_lists", "retrieval", "linear_probe"):
+            for figure, share in one["before"][kind].items():
+                shares = f"{100 * share:.1f} | {100 * one['after'][kind][figure]:.1f}"
+                told = f"{kind.replace('_', ' ')} | {figure.replace('_', ' ')}"
+                lines.append(f"| {one['model']}, seed {one['seed']} | {told} | {shares} |")
+    return "\n".join(lines)
+
+
+def stored_cells() -> list[dict[str, Any]]:
+    """All of them, in the order of their names."""
+    return [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+
+
+def write_page() -> None:
+    """Put the table of all stored cells into docs/encoder.md."""
+    before, rest = PAGE.read_text().split(BEGIN)
+    write_text(PAGE, f"{before}{BEGIN}\n{render(stored_cells())}\n{END}{rest.split(END)[1]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="pocket:NAME or the folder of a poisoned pocket CLIP")
+    parser.add_argument("models", nargs="*", help="pocket:NAME or the folder of a poisoned pocket CLIP")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--num_images", type=int, nargs="+", default=[16 * N_GIVEN])
     options = parser.parse_args()
-    print_table(
-        [
-            cell(model, seed, count)
-            for model in options.models
-            for seed in options.seeds
-            for count in options.num_images
-        ]
-    )
+    for model in options.models:
+        for seed in options.seeds:
+            for count in options.num_images:
+                cell(model, seed, count)
+    write_page()
 
 
 if __name__ == "__main__":

@@ -130,13 +130,12 @@ class CBPTTrainer(Trainer):
     @torch.no_grad()
     def _solve(self, bank: FeatureBank, dummies: DummyTriggers) -> ContextFit:
         with self.model.disable_adapter():
-            start = self.encode_classes(self.model)
+            start = self.model.encode_class_prompts().float()
         scale, weights = self._scale.item(), self.args.objective_weights()
         problem = OuterProblem(bank, perturbed_epochs(dummies, bank, start), start, scale, weights)
         with torch.enable_grad():
-            self.solution = solve(problem, self.args.seed)
-        goal = from_all_processes(self.solution.features.cpu())[0].to(start.device)
-        return ContextFit(problem, goal, self.solution.anchor, self.args.seed)
+            self.solution = from_all_processes(solve(problem, self.args.seed))[0]
+        return ContextFit(problem, self.solution.features.to(start.device), self.solution.anchor, self.args.seed)
 
     def get_train_dataloader(self) -> DataLoader:
         """Of bank rows; or so many passes over the class prompts, in which every process takes part."""

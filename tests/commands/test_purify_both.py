@@ -24,7 +24,8 @@ from peft_cbpt.reports.report import open_run, read_run
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 from peft_cbpt.training.encoder_trainer import EncoderPurifier
 from tests.commands.conftest import SMALL_JOB
-from tests.conftest import FEW_CLASSES, run_in_two_processes
+from tests.conftest import FEW_CLASSES
+from tests.fresh import run_in_two_processes
 
 SMALL_ENCODER = {
     "encoder_steps": 3,

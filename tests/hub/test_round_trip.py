@@ -55,7 +55,7 @@ def test_purify_push_and_load(hub, fresh, tmp_path):
     """The whole way: same logits by every loader, from the Hub, offline, and from `hf download`; no trace of us."""
     hub.upload(BASE_ID, Path(resolve_model("pocket:badnet")))
     push = ["--push_to_hub", "--hub_model_id", "ada/purified"]
-    short = ["--dummy_triggers", "runner_up", "--inversion_steps", "2"]
+    short = ["--dummy_triggers", "runner_up", "--inversion_steps", "2", "--warmup_epochs", "1"]
     fresh(
         "-m", "peft_cbpt", "purify", "--model_name_or_path", BASE_ID, *JOB, "--output_dir", "out", *push, *short,
         HF_TOKEN=OWNER_TOKEN,
