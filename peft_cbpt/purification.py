@@ -271,7 +271,8 @@ def _make(job: Job, training: CBPTTrainingArguments, base: str, output: Path, st
         prompts: Any = job.model.active_peft_config
         job.model.unload()
         with unnamed(job.clip):
-            purified = job.stage.run(job.clip, job.data.shots, job.encoder, base, searches)
+            suspected = suspicion.doubted
+            purified = job.stage.run(job.clip, job.data.shots, job.encoder, base, searches, suspected)
     with stopwatch("measure encoder"):
         repaired = _encode(job)
         alone = measured(repaired, job.undefended)

@@ -92,6 +92,7 @@ class EncoderStage:
         args: EncoderPurifierArguments,
         base: str,
         searches: Sequence[Search] | None = None,
+        suspected: bool = False,
     ) -> PeftModel:
         """The CLIP with its LoRA; all processes call.
 
@@ -101,6 +102,7 @@ class EncoderStage:
             args: The settings.
             base: What the LoRA's config calls the model.
             searches: What a scan of the model found, where one was made.
+            suspected: Whether it suspects a class.
         """
         state = PartialState()
         if self.finished:

@@ -31,8 +31,8 @@ from peft_cbpt.training.views import changed_images
 TRIGGERS_A_STEP = 4
 CHANGED_PART = 0.75
 """Of the images whose features are held; the others are as they are."""
-FULL_AGREEMENT = 0.5
-"""From which a tower is pulled at in full: the clean pocket CLIP has 0.31, poisoned ones 0.44 to 0.72."""
+FULL_AGREEMENT = 0.45
+"""From which a tower is pulled at in full: the clean pocket CLIP has 0.31, poisoned ones 0.38 to 0.72."""
 SHARPENED_PART = 0.6
 """Length of the steps by which triggers keep up with the encoder, of a search's first."""
 
@@ -77,6 +77,7 @@ class EncoderPurifier(Trainer):
         normalize: How [0, 1] pixels become the base model's input; CLIP's own mean and standard deviation if not
             given.
         searches: What a scan of the model found, where one was made; else the trainer searches.
+        suspected: Whether that scan suspects a class: the tower is then pulled at in full, however families agree.
         **kwargs: As for `transformers.Trainer`.
 
     Every epoch logs the mean of `loss_hold`, `loss_update`, `loss_pull` (`1 - cos` of images with a trigger) and
@@ -92,12 +93,13 @@ class EncoderPurifier(Trainer):
         train_dataset: Any,
         normalize: PixelNormalizer | None = None,
         searches: Sequence[Search] | None = None,
+        suspected: bool = False,
         **kwargs: Any,
     ):
         if not isinstance(model, PeftModel):
             set_seed(args.seed)
             model = get_peft_model(model, image_tower_lora(model, args.lora_rank))
-        self.images, self.searches = train_dataset, searches
+        self.images, self.searches, self.suspected = train_dataset, searches, suspected
         self.pool: TriggerPool | None = None
         self.epoch_log = EpochLog()
         try:
@@ -212,7 +214,7 @@ class EncoderPurifier(Trainer):
             self.epoch_log.add(len(after), loss_pull=pull.detach(), worth=worth)
         self.epoch_log.add(len(rows), loss_hold=hold.detach(), loss_update=update.detach())
         loss = self.args.hold_weight * hold + self.args.update_weight * update
-        part = min(1.0, self.pool.strength / FULL_AGREEMENT) ** 3
+        part = 1.0 if self.suspected else min(1.0, self.pool.strength / FULL_AGREEMENT) ** 3
         loss = loss + part * self.args.pull_weight * torch.stack(pulls).mean()
         return (loss, {"features": features}) if return_outputs else loss
 
