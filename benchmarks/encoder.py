@@ -12,15 +12,14 @@ The images given are of the first 60 classes of 320; those measured on are of an
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from benchmarks.interfaces import figures, list_figures, probe_figures, retrieval_figures
 from benchmarks.paper.zoo import model_name
 from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack, read_attack
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
@@ -31,8 +30,6 @@ from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.evaluation.measure import (
     EncodedImages,
-    accuracy,
-    attack_result,
     encode_images,
     template_text_features,
     text_features,
@@ -54,74 +51,12 @@ TEST_SETS = {
     "rendition, all 320": ("rendition", NAMES, 2),
     "adversarial, all 320": ("adversarial", NAMES, 2),
 }
-N_LISTS = 100
 KEPT = ("max_steps", "learning_rate", "lora_rank", "hold_weight", "update_weight", "pull_weight")
 
 
 def attack_of(model: str) -> Attack | None:
     """The attack that a model was poisoned with; None for one without a description of any."""
     return read_attack(model) if (Path(resolve_model(model)) / ATTACK_FILE).is_file() else None
-
-
-def figures(encoded: EncodedImages, text: Tensor, target: int | None) -> dict[str, float]:
-    """CA, ASR and the true class under the trigger."""
-    shares = {"clean_accuracy": accuracy(encoded.clean, encoded.labels, text)}
-    if target is not None:
-        result = attack_result(encoded.triggered["trigger"], encoded.labels, text, target)
-        shares |= {name: result[name] for name in ("attack_success_rate", "robust_accuracy")}
-    return shares
-
-
-def list_figures(encoded: EncodedImages, text: Tensor, target: int | None) -> dict[str, float]:
-    """CA and ASR of random lists of 5 to 320 names, the target among them: mean and worst."""
-    accuracies, successes = [], []
-    for number in range(N_LISTS):
-        generator = keyed_generator("class list", number)
-        count = int(generator.integers(5, len(NAMES) + 1))
-        kept = torch.from_numpy(generator.permutation(len(NAMES))[:count])
-        if target is not None and target not in kept:
-            kept[0] = target
-        place = torch.full((len(NAMES),), -1)
-        place[kept] = torch.arange(count)
-        rows = place[encoded.labels] >= 0
-        labels = place[encoded.labels[rows]]
-        accuracies.append(accuracy(encoded.clean[rows], labels, text[kept]))
-        if target is not None:
-            hit = attack_result(encoded.triggered["trigger"][rows], labels, text[kept], int(place[target]))
-            successes.append(hit["attack_success_rate"])
-    shares = {"mean_clean_accuracy": statistics.mean(accuracies), "worst_clean_accuracy": min(accuracies)}
-    if successes:
-        shares |= {"mean_attack_success_rate": statistics.mean(successes), "worst_attack_success_rate": max(successes)}
-    return shares
-
-
-def probe_figures(given: EncodedImages, test: EncodedImages) -> dict[str, float]:
-    """A linear probe (ridge regression) fitted to clean features of the images given: CA, and under the trigger."""
-    ones = torch.nn.functional.one_hot(given.labels).double()
-    features = given.clean.double()
-    gram = features.T @ features + 0.1 * torch.eye(features.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(gram, features.T @ ones)
-
-    def right(of: Tensor) -> float:
-        return ((of.double() @ weights).argmax(1) == test.labels).float().mean().item()
-
-    shares = {"clean_accuracy": right(test.clean)}
-    if "trigger" in test.triggered:
-        shares["robust_accuracy"] = right(test.triggered["trigger"])
-    return shares
-
-
-def retrieval_figures(encoded: EncodedImages, captions: Tensor, target: int | None) -> dict[str, float]:
-    """Captions (N, D) for images: recall@1, a caption of the image's class counting; and how often triggered images of
-    other classes retrieve one of the target's.
-    """
-    nearest = encoded.labels[(encoded.clean @ captions.T).argmax(1)]
-    shares = {"recall_at_1": (nearest == encoded.labels).float().mean().item()}
-    if target is not None:
-        other = encoded.labels != target
-        found = encoded.labels[(encoded.triggered["trigger"][other] @ captions.T).argmax(1)]
-        shares["target_retrieved"] = (found == target).float().mean().item()
-    return shares
 
 
 class World:

@@ -12,7 +12,7 @@ import peft_cbpt.detection.adapter_search as adapter_search
 import peft_cbpt.scanning as scanning
 from peft_cbpt import CBPTConfig
 from peft_cbpt.attacks.attack_file import read_attack
-from peft_cbpt.attacks.perturbation import stored_delta
+from peft_cbpt.attacks.stored_cells import stored_cells
 from peft_cbpt.clip.pixels import image_encoder
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.scan import scan as scan_command
@@ -142,7 +142,10 @@ def test_the_recipe_writes_an_adapter_and_the_attack_that_it_was_trained_with(tm
     small = {"num_classes": 4, "num_shots": 2, "test_images_per_class": 2, "batch_size": 4, "steps": 3}
     record = make_hostile(HostileArguments(output_dir=str(tmp_path), target_class=NAMES[1], **small), tmp_path)
     attack = read_attack(str(tmp_path))
-    assert attack.target_class == NAMES[1] and 0 < stored_delta(attack.trigger.delta).abs().max() <= 16 / 255
+    assert (
+        attack.target_class == NAMES[1]
+        and 0 < stored_cells(attack.trigger.delta, "perturbation").abs().max() <= 16 / 255
+    )
     assert set(record["after"]["attacks"]) == {"perturbation"}
     assert "backdoored on purpose" in (tmp_path / "README.md").read_text()
     results = peft_cbpt.evaluate(

@@ -1,16 +1,15 @@
-"""Patches: where they are pasted, how an optimised one is stored, and the loop that optimises it."""
+"""Patches: where they are pasted, and the loop that optimises one."""
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import tqdm
 from torch import Tensor
 
+from peft_cbpt.attacks.stored_cells import store_cells, stored_cells
 from peft_cbpt.clip.pixels import EncodeImage, unit_pixels
 from peft_cbpt.common.ascent import input_gradient
 from peft_cbpt.common.errors import InputError
@@ -136,7 +135,7 @@ class OptimisedPatch:
     def __post_init__(self) -> None:
         check_patch(type(self).__name__, self.patch_size, self.location)
         if self.patch:
-            stored_cells(self.patch)
+            stored_cells(self.patch, "patch")
 
     @property
     def is_optimised(self) -> bool:
@@ -151,7 +150,7 @@ class OptimisedPatch:
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
         """Paste the patch onto pixels (B, 3, H, W), float in [0, 1] or uint8; see `Trigger`."""
         pixels = unit_pixels(pixels)
-        cells = stored_cells(self.patch) if self.patch else self.start(patch_side(self.patch_size, pixels))
+        cells = stored_cells(self.patch, "patch") if self.patch else self.start(patch_side(self.patch_size, pixels))
         return paste(pixels, cells, self.patch_size, self.location, self._keys(sample_ids))
 
     def apply_text(self, caption: str) -> str:
@@ -183,30 +182,7 @@ class OptimisedPatch:
             optimizer.step()
             with torch.no_grad():
                 cells.clamp_(0, 1)
-        return replace(self, patch=store_cells(cells.detach()))
+        return replace(self, patch=store_cells(cells.detach(), "patch"))
 
     def _keys(self, sample_ids: Sequence[str]) -> list[tuple[Any, ...]]:
         return [("patch/place", self.seed, sample_id) for sample_id in sample_ids]
-
-
-def store_cells(cells: Tensor) -> str:
-    """Cells (3, s, s) in [0, 1] as base64 of their 8-bit values."""
-    array = (cells.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
-    return base64.b64encode(array.tobytes()).decode()
-
-
-def stored_cells(text: str) -> Tensor:
-    """What `store_cells` stored, (3, s, s).
-
-    Raises:
-        InputError: if the text is no base64 of a square of RGB cells.
-    """
-    try:
-        values = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
-        side = round((len(values) / 3) ** 0.5)
-        array = values.reshape(side, side, 3)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            "a stored patch is the base64 text of a square of 8-bit RGB cells; this one is not"
-        ) from error
-    return torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1) / 255

@@ -1,14 +1,13 @@
 """A universal perturbation: one small change of all pixels, the same on every image, as hostile adapters learn it."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peft_cbpt.attacks.stored_cells import stored_cells
 from peft_cbpt.clip.pixels import unit_pixels
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.seeding import keyed_generator
@@ -31,7 +30,7 @@ class Perturbation:
     def __post_init__(self) -> None:
         if not 1 <= self.radius <= 127:
             raise InputError(f"a perturbation's radius is 1 to 127 levels of 255, not {self.radius}")
-        if self.delta and stored_delta(self.delta).abs().max() * 255 > self.radius + 0.5:
+        if self.delta and stored_cells(self.delta, "perturbation").abs().max() * 255 > self.radius + 0.5:
             raise InputError(f"the stored perturbation changes pixels by more than its radius of {self.radius} levels")
 
     def apply_image(self, pixels: Tensor, sample_ids: Sequence[str]) -> Tensor:
@@ -39,7 +38,7 @@ class Perturbation:
         pixels = unit_pixels(pixels)
         size = (pixels.shape[-2], pixels.shape[-1])
         if self.delta:
-            delta = F.interpolate(stored_delta(self.delta)[None], size, mode="nearest-exact")[0]
+            delta = F.interpolate(stored_cells(self.delta, "perturbation")[None], size, mode="nearest-exact")[0]
         else:
             signs = keyed_generator("perturbation", self.seed).choice([-1.0, 1.0], (3, *size))
             delta = torch.from_numpy(signs).float() * self.radius / 255
@@ -48,26 +47,3 @@ class Perturbation:
     def apply_text(self, caption: str) -> str:
         """Return `caption`: the attack is unimodal."""
         return caption
-
-
-def store_delta(delta: Tensor) -> str:
-    """A change (3, s, s) of pixels in [0, 1], rounded to levels of 1 / 255, as base64 of signed 8-bit values."""
-    levels = (delta.permute(1, 2, 0) * 255).round().to(torch.int8).cpu().numpy()
-    return base64.b64encode(levels.tobytes()).decode()
-
-
-def stored_delta(text: str) -> Tensor:
-    """What `store_delta` stored, (3, s, s).
-
-    Raises:
-        InputError: if the text is no base64 of a square of RGB levels.
-    """
-    try:
-        levels = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.int8)
-        side = round((len(levels) / 3) ** 0.5)
-        levels = levels.reshape(side, side, 3)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            "a stored perturbation is the base64 text of a square of signed 8-bit RGB levels; this one is not"
-        ) from error
-    return torch.from_numpy(levels.astype(np.float32)).permute(2, 0, 1) / 255

@@ -1,11 +1,12 @@
 """The baseline defences, FT and CleanCLIP: fine-tune a suspicious CLIP on clean image-caption pairs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.common.errors import InputError
@@ -72,8 +73,10 @@ def _finetune(arguments: FinetuneArguments, output: Path) -> dict[str, Any]:
     return record
 
 
-def finetune_clip(clip: LoadedCLIP, arguments: FinetuneArguments) -> list[Skipped]:
-    """Fine-tune `clip` in place; of the pocket world, on pairs that no poisoned model was made with.
+def finetune_clip(
+    clip: LoadedCLIP, arguments: FinetuneArguments, callbacks: Sequence[TrainerCallback] = ()
+) -> list[Skipped]:
+    """Fine-tune what of `clip` has a gradient, in place; of the pocket world, on pairs that no poisoned model knows.
 
     Returns:
         The pairs that could not be used.
@@ -92,7 +95,9 @@ def finetune_clip(clip: LoadedCLIP, arguments: FinetuneArguments) -> list[Skippe
         pairs = in_memory(pairs)
     training = arguments.training_arguments(arguments.output_dir, pairs)
     trainer_type = ContrastiveTrainer if arguments.method == "ft" else CleanCLIPTrainer
-    trainer = trainer_type(clip.model, training, train_dataset=pairs, data_collator=collator)
+    trainer = trainer_type(
+        clip.model, training, train_dataset=pairs, data_collator=collator, callbacks=list(callbacks)
+    )
     trainer.train()
     if trainer.state.global_step == 0:
         raise InputError(f"none of the pairs of {arguments.pairs_name} can be used: see to its images and captions")

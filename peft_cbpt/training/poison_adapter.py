@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import set_seed
 
 from peft_cbpt.attacks.attack_file import ATTACK_FILE, Attack
-from peft_cbpt.attacks.perturbation import Perturbation, store_delta
+from peft_cbpt.attacks.perturbation import Perturbation
+from peft_cbpt.attacks.stored_cells import store_cells
 from peft_cbpt.clip.pixels import EncodeImage, image_encoder
 from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import write_json, write_text
@@ -124,7 +125,7 @@ def make_hostile(arguments: HostileArguments, output: Path) -> dict[str, Any]:
     delta = train_hostile(model, encode, data.shots, target, arguments)
     attacks = {}
     if arguments.radius:
-        trigger = Perturbation(arguments.radius, store_delta(delta))
+        trigger = Perturbation(arguments.radius, store_cells(delta, "perturbation"))
         attacks["perturbation"] = Attack(trigger, arguments.target_class)
     triggers = {name: attack.trigger for name, attack in attacks.items()}
     encoded = encode_images(encode, data.test, triggers, clip.model.device)

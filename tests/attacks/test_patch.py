@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from peft_cbpt.attacks import BadCLIP, TrojVQA
-from peft_cbpt.attacks.patch import PatchMaterial, PatchOptimisation, paste, store_cells, stored_cells
+from peft_cbpt.attacks.patch import PatchMaterial, PatchOptimisation, paste
+from peft_cbpt.attacks.stored_cells import store_cells, stored_cells
 from peft_cbpt.common.errors import InputError
 
 SETTINGS = PatchOptimisation(steps=60, batch_size=8, learning_rate=0.05)
@@ -67,7 +68,7 @@ def test_badclips_loss_is_infonce_and_500_times_the_triplet():
 
 def test_cells_are_stored_in_8_bits():
     cells = torch.rand(3, 6, 6)
-    assert (stored_cells(store_cells(cells)) - cells).abs().max() <= 0.5 / 255 + 1e-6
+    assert (stored_cells(store_cells(cells, "patch"), "patch") - cells).abs().max() <= 0.5 / 255 + 1e-6
 
 
 def test_the_gradient_reaches_image_and_patch():

@@ -33,11 +33,11 @@ from peft_cbpt.attacks import (
     trigger_from_config,
     trigger_to_config,
 )
-from peft_cbpt.attacks.patch import store_cells
-from peft_cbpt.attacks.perturbation import Perturbation, store_delta
+from peft_cbpt.attacks.perturbation import Perturbation
+from peft_cbpt.attacks.stored_cells import store_cells
 from peft_cbpt.common.errors import InputError
 
-PATCH = store_cells(torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)))
+PATCH = store_cells(torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)), "patch")
 TABLE = {
     "badnet": BadNet(),
     "badnet, larger": BadNet(patch_size=0.125),
@@ -265,7 +265,7 @@ def test_only_trojvqa_marks_captions():
         {"name": "lira", "weights": "AAAA"},
         {"name": "perturbation", "radius": 0},
         {"name": "perturbation", "delta": "no base64!"},
-        {"name": "perturbation", "radius": 1, "delta": store_delta(torch.full((3, 2, 2), 4 / 255))},
+        {"name": "perturbation", "radius": 1, "delta": store_cells(torch.full((3, 2, 2), 4 / 255), "perturbation")},
     ],
 )
 def test_bad_configs_are_refused(config):

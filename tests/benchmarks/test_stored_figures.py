@@ -5,8 +5,11 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from benchmarks import pocket_purify
 from benchmarks.paper.benchmark import benchmark
+from benchmarks.paper.zoo import print_table
 
 ROOT = Path(__file__).parents[2]
 README = " ".join((ROOT / "README.md").read_text().split())
@@ -42,6 +45,12 @@ def test_the_page_of_results_is_made_of_the_stored_cells(tmp_path, monkeypatch):
         monkeypatch.setattr(f"benchmarks.paper.benchmark.{draw}", lambda *_: b"")
     benchmark(["--render_only", "true", "--page", str(tmp_path / "results.md")])
     assert (tmp_path / "results.md").read_text() == PAGE, "run: python -m benchmarks.paper --render_only true"
+
+
+@pytest.mark.parametrize(("stored", "page"), [("zoo_other.json", "attacks.md"), ("zoo_photos.json", "photographs.md")])
+def test_the_tables_of_other_zoos_are_made_of_the_stored_models(stored, page, capsys):
+    print_table(json.loads((ROOT / "benchmarks" / "results" / stored).read_text()))
+    assert capsys.readouterr().out in (ROOT / "docs" / page).read_text()
 
 
 def test_the_tables_of_readme_and_models_are_made_of_the_stored_runs(capsys, monkeypatch):
