@@ -109,9 +109,10 @@ def purify_cell(cell: Cell, model: str, cache_dir: Path, **changes: Any) -> Puri
 
 
 def _purify_job(cell: Cell, cache_dir: Path) -> tuple[PurifyArguments, CBPTTrainingArguments]:
-    settings = (
-        {"only": "prompts"} | cell.data | cell.settings | {"feature_cache_dir": str(cache_dir), "seed": cell.seed}
-    )
+    usual = {"only": "prompts"}
+    if cell.settings.get("unified_context"):
+        usual["outer_solver"] = "prompts"  # one context cannot have the solved features of every class
+    settings = usual | cell.data | cell.settings | {"feature_cache_dir": str(cache_dir), "seed": cell.seed}
     of_data = {one.name for one in fields(PurifyArguments)} & set(settings)
     of_training = set(settings) - of_data - {"dataset_name"}
     source = f"a cell of {cell.model}"

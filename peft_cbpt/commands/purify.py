@@ -31,7 +31,6 @@ PAGE = HelpPage(
         "dataset_name",
         "output_dir",
         "config",
-        "test_dataset_name",
         "class_names_file",
         "num_shots",
     )
