@@ -118,7 +118,9 @@ class RowAdam(torch.optim.SparseAdam):
                 if parameter.grad is not None and not parameter.grad.is_sparse:
                     rows = parameter.grad.flatten(1).any(1).nonzero()[:, 0]
                     values = parameter.grad[rows]
-                    parameter.grad = torch.sparse_coo_tensor(rows[None], values, parameter.shape, is_coalesced=True)
+                    parameter.grad = torch.sparse_coo_tensor(
+                        rows[None], values, parameter.shape, is_coalesced=True, check_invariants=False
+                    )
         return super().step(closure)
 
 

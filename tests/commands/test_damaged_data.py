@@ -47,11 +47,12 @@ def test_a_report_explains_the_images_that_were_read(job, tmp_path, monkeypatch)
     where = ["--dataset_name", str(data), "--class_names_file", str(data.parent / "names.txt")]
     explain, n_explained = pictures._explain, []
 
-    def checked(purified, pixels, feature, text_trigger):
+    def checked(purified, pixels, features, text_trigger):
         with torch.no_grad():
-            torch.testing.assert_close(purified.encode_image(pixels)[0], feature, rtol=0, atol=1e-4)
+            for see, feature in zip((purified.see_before, purified.see_after), features, strict=True):
+                torch.testing.assert_close(see(pixels)[0], feature, rtol=0, atol=1e-4)
         n_explained.append(1)
-        return explain(purified, pixels, feature, text_trigger)
+        return explain(purified, pixels, features, text_trigger)
 
     monkeypatch.setattr(pictures, "_explain", checked)
     assert main(["report", str(output), *where, "--output_dir", str(tmp_path)]) == 0
