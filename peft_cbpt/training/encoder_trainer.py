@@ -138,10 +138,9 @@ class EncoderPurifier(Trainer):
 
     def _first_pool(self) -> TriggerPool:
         args = self.args
-        if self.searches is None:
+        searches = [one for one in self.searches or () if one.family in args.kinds]
+        if not searches:
             searches = search_ladder(self._encode, self._some(NUM_IMAGES), args.seed, climbs=climbs_of(args.kinds))
-        else:
-            searches = [one for one in self.searches if one.family in args.kinds]
         return TriggerPool.of_searches(searches, args.pool_size, args.device)
 
     def _find(self, pool: TriggerPool, step: int) -> None:
