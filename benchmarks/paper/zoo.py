@@ -107,6 +107,8 @@ def poison_settings(configs: Path, attack: str) -> dict[str, Any]:
     file, known = configs / f"poison_{attack}.yaml", configs.glob("poison_*.yaml")
     if not file.is_file():
         names = sorted(one.stem.removeprefix("poison_") for one in known)
+        if not names:
+            raise InputError(f"cannot read the settings of attacks: {configs} has no poison_ATTACK.yaml")
         raise InputError(f"unknown attack {attack!r}; choose among {', '.join(names)}")
     settings = read_yaml(str(file))
     if unknown := set(settings) - {setting.name for setting in fields(PoisonArguments)}:
