@@ -14,13 +14,13 @@ from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.training.text_feature_solver import OuterProblem
 
 PASSES_AN_EPOCH = 5
-LEARNING_RATE = 0.6
+LEARNING_RATE = 2.0
 """In units of the root mean square of the token embedding."""
 ARRIVED = 2e-4
 """1 - cos to the goal, below which a class is left alone."""
 CLOSE = 0.01
 """The fit ends where so small a part of the objective's gap is left."""
-FITTED = 0.75
+FITTED = 0.25
 """Of the epochs, those that go towards the solution; in the others the prompts learn from the objective itself."""
 
 EncodeClasses = Callable[[Sequence[int] | None], Tensor]

@@ -25,7 +25,7 @@ def test_purifying_a_resnet_gives_a_working_adapter(tmp_path, all_triggers):
     attack_before, attack_after = (figures["attacks"]["badnet"] for figures in (before, after))
     aims = [*results["suspects"]["suspects"], *results["suspects"]["candidates"]]
     assert aims[0]["class"] == "banana"
-    assert attack_before["attack_success_rate"] >= 0.95 and attack_after["attack_success_rate"] <= 0.15
+    assert attack_before["attack_success_rate"] >= 0.95 and attack_after["attack_success_rate"] <= 0.3
     assert attack_after["robust_accuracy"] >= attack_before["robust_accuracy"] + 0.2
     assert after["clean_accuracy"] >= before["clean_accuracy"] - 0.06
 
