@@ -37,6 +37,8 @@ def read_adapter(folder: Path) -> CBPTConfig | LoraConfig:
         kind = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["peft_type"]
         if kind == "LORA" and (folder / RESULTS_FILE).is_file():
             check_weights(folder)
+            if not all(".lora_" in name for name in load_file(folder / SAFETENSORS_WEIGHTS_NAME)):
+                raise InputError(f"config and weights in {folder} are of different adapters")
             return LoraConfig.from_pretrained(str(folder))
         if kind != "CBPT":
             raise InputError(f"{folder} holds an adapter of kind {kind}, not CBPT")

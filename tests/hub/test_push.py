@@ -209,7 +209,11 @@ FOLDERS = {
     "another number of classes": (drop_a_class, "has 5 contexts of 4 tokens each"),
     "another shape": (cut_the_width, "these files are of different adapters"),
     "config is no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be used"),
-    "another method": (lambda folder: edit_json(folder / "adapter_config.json", peft_type="LORA"), "kind LORA"),
+    "another method": (lambda folder: edit_json(folder / "adapter_config.json", peft_type="IA3"), "kind IA3"),
+    "another method's config": (
+        lambda folder: edit_json(folder / "adapter_config.json", peft_type="LORA"),
+        "of different adapters",
+    ),
     "results are no JSON": (lambda folder: (folder / "results.json").write_text("{"), "is not valid JSON"),
     "results are a list": (lambda folder: (folder / "results.json").write_text("[]"), "holds no JSON object"),
     "base by path": (
