@@ -32,6 +32,8 @@ def test_a_benchmark_that_is_asked_for_help_does_not_run(monkeypatch, capsys):
 
 def test_a_recipe_without_its_package_is_one_line(monkeypatch, tmp_path, capsys):
     """CleanCLIP needs kornia, and says so before it renders a pair."""
+    for name in [one for one in sys.modules if one.startswith("kornia.")]:  # other tests may have loaded it
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "kornia", None)
     options = ["--model_name_or_path", "pocket:badnet", "--output_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["finetune.py", *options])
