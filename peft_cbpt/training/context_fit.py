@@ -14,8 +14,10 @@ from peft_cbpt.common.seeding import keyed_generator
 from peft_cbpt.training.text_feature_solver import OuterProblem
 
 PASSES_AN_EPOCH = 5
-LEARNING_RATE = 2.0
+LEARNING_RATE = 0.6
 """In units of the root mean square of the token embedding."""
+STILL = 1e-6
+"""Gradients of this size hardly move a context: Adam would make whole steps of the last digits of kernels."""
 ARRIVED = 2e-4
 """1 - cos to the goal, below which a class is left alone."""
 CLOSE = 0.01
@@ -128,4 +130,4 @@ def fit_optimizer(parameters: Iterable[nn.Parameter], token_embedding: Tensor) -
     """Adam on the context, with steps in the size of the word embeddings (vocabulary, d)."""
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     rate = LEARNING_RATE * token_embedding.detach().float().square().mean().sqrt().item()
-    return RowAdam(learned, lr=rate)
+    return RowAdam(learned, lr=rate, eps=STILL)

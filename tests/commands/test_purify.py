@@ -135,7 +135,7 @@ LOOPS = {
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, loop):
-    """To 1e-5, with the same global batch; files and table appear once, and the log covers both shares."""
+    """To 1e-4, with the same global batch; files and table appear once, and the log covers both shares."""
     inner, whole, half = LOOPS[loop]
     assert run_purify(output=tmp_path / "one", **inner | whole)[0] == 0
     config = tmp_path / "two.yaml"
@@ -143,7 +143,7 @@ def test_two_processes_give_the_adapter_of_one(run_purify, tmp_path, loop):
     config.write_text(yaml.safe_dump(SMALL_JOB | job))
     printed = run_in_two_processes("-m", "peft_cbpt", "purify", "--config", str(config))
     assert printed.count("clean accuracy  ") == 1
-    torch.testing.assert_close(context_of(tmp_path / "two"), context_of(tmp_path / "one"), rtol=0, atol=1e-5)
+    torch.testing.assert_close(context_of(tmp_path / "two"), context_of(tmp_path / "one"), rtol=0, atol=1e-4)
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["epochs"] for name in ("one", "two"))
     assert [epoch.get("pseudo_targets") for epoch in two] == [epoch.get("pseudo_targets") for epoch in one]
     assert [epoch["loss_bn"] for epoch in two] == pytest.approx([epoch["loss_bn"] for epoch in one], rel=1e-4)
