@@ -32,7 +32,7 @@ def purified_figures(clip, folder, names=NAMES, shots=8, **settings):
         for split, n in (("train", shots), ("test", 10))
     )
     published = settings.get("dummy_triggers") == "runner_up"
-    start = "normal" if published else "template"
+    start = "normal" if published or settings.get("outer_solver") == "prompts" else "template"
     model = get_peft_model(clip.model, CBPTConfig(class_names=names, context_init=start).tokenize(clip.tokenizer))
     encoder = image_encoder(clip.model, clip.normalize)
     encoded = encode_images(encoder, test, {"badnet": attack.trigger}, torch.device("cpu"))
@@ -76,8 +76,11 @@ def test_a_target_that_is_not_found_is_a_candidate_and_is_purified(poisoned_clip
     assert clean_after >= clean_before - 0.03
 
 
-def test_one_shot_of_a_few_classes_is_enough(poisoned_clip, tmp_path):
-    (_, success_before), (clean_after, success_after) = purified_figures(poisoned_clip, tmp_path, FEW_CLASSES, shots=1)
+def test_one_shot_of_a_few_classes_is_enough_for_the_loop(poisoned_clip, tmp_path):
+    """The solution on features leaves much of the attack there (docs/method.md)."""
+    (_, success_before), (clean_after, success_after) = purified_figures(
+        poisoned_clip, tmp_path, FEW_CLASSES, shots=1, outer_solver="prompts"
+    )
     assert success_before >= 0.95 and success_after <= 0.1 and clean_after >= 0.85
 
 

@@ -69,7 +69,7 @@ def test_the_backdoor_leaves_the_tower_though_no_image_of_its_target_was_given(t
     before, after = figures_before_and_after("pocket:badnet", tmp_path)
     assert before.success >= 0.95 and after.success <= 0.05
     assert before.robust <= 0.05 and after.robust >= 0.5
-    assert after.clean >= before.clean - 0.03 and after.renditions >= before.renditions - 0.05
+    assert after.clean >= before.clean - 0.03 and after.renditions >= before.renditions - 0.08
 
 
 def test_a_clean_tower_is_left_alone(tmp_path):
