@@ -32,7 +32,7 @@ TRIGGERS_A_STEP = 4
 CHANGED_PART = 0.75
 """Of the images whose features are held; the others are as they are."""
 FULL_AGREEMENT = 0.5
-"""From which a tower is pulled at in full: the clean pocket CLIP has 0.31, poisoned ones 0.38 to 0.72."""
+"""From which a tower is pulled at in full; chosen on one clean and five poisoned pocket CLIPs."""
 SHARPENED_PART = 0.6
 """Length of the steps by which triggers keep up with the encoder, of a search's first."""
 
