@@ -188,7 +188,7 @@ class CBPTTrainingArguments(TrainingArguments):
         if not self.solves_features and epochs <= self.warmup_epochs == default:
             raise InputError(
                 f"{given} ends within the prompt warm-up, the first {default} epochs, in which nothing is purified: "
-                "raise it, or set warmup_epochs (by default a quarter of the epochs)"
+                "raise it, or set outer_solver prompts and warmup_epochs (a quarter of the epochs is usual)"
             )
 
     def with_enough_steps(self, n_images: int) -> "CBPTTrainingArguments":
