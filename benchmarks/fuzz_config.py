@@ -29,21 +29,26 @@ from typing import Any
 
 import yaml
 from accelerate.state import AcceleratorState, PartialState
+from peft import get_peft_model
 from safetensors.torch import load_file
 
 from peft_cbpt.cli import main as cli
 from peft_cbpt.commands.evaluate import EvaluateArguments
+from peft_cbpt.commands.own_triggers import OwnTriggers
 from peft_cbpt.commands.parsing import run_command
 from peft_cbpt.commands.purify import PurifiedArguments
 from peft_cbpt.commands.scan import ScanArguments
 from peft_cbpt.common.files import write_json
 from peft_cbpt.common.records import made_now
+from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.evaluation.evaluate import EvaluationArguments
+from peft_cbpt.pocket.model import open_clip
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.finetune import FinetuneArguments
 from peft_cbpt.training.poison_arguments import PoisonArguments
 from peft_cbpt.training.purify_arguments import PurifyArguments
+from peft_cbpt.tuner.config import CBPTConfig
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/fuzz.json"
@@ -53,28 +58,31 @@ RUN_IN = 25
 """One run in so many is none of the dry ones."""
 MODEL = {"model_name_or_path": "pocket:badnet"}
 FEW = {"class_names": ["banana", "dog", "pizza"], "test_images_per_class": 1}
-TUNING = {
+SHOTS = MODEL | FEW | {"dataset_name": "pocket:base", "num_shots": 1, "attacks": ["pocket:badnet"]}
+PROMPTS = {
     "only": "prompts",
     "dummy_triggers": "runner_up",
     "inversion_steps": 1,
     "num_train_epochs": 2,
     "warmup_epochs": 1,
 }
+BOTH = {"num_shots": 2, "encoder_steps": 1, "encoder_kinds": ["wave"], "encoder_batch_size": 2, "num_train_epochs": 1}
+PURIFY = (PurifiedArguments, PurifyArguments, CheckpointArguments, OwnTriggers, CBPTTrainingArguments)
+TABLE = MODEL | FEW | {"datasets": ["pocket:v2"], "attacks": ["pocket:badnet"]}
+EVALUATE = (EvaluateArguments, EvaluationArguments, CheckpointArguments, OwnTriggers)
+ADAPTER = "adapter"
+"""Folder of an adapter for FEW classes, in the folder of every run that names it."""
 PAIRS = {"num_pairs": 8, "batch_size": 4, "num_epochs": 1, "num_classes": 3}
 JOBS: dict[str, tuple[dict[str, Any], tuple[type, ...]]] = {
-    "purify": (
-        MODEL | FEW | TUNING | {"dataset_name": "pocket:base", "num_shots": 1, "attacks": ["pocket:badnet"]},
-        (PurifiedArguments, PurifyArguments, CBPTTrainingArguments),
-    ),
+    "purify both": (SHOTS | BOTH, PURIFY),
+    "purify prompts": (SHOTS | PROMPTS, PURIFY),
     "purify_encoder": (
         MODEL | {"images": "pocket:base", "num_images": 4, "max_steps": 1, "search_images": 2, "kinds": ["wave"]},
-        (EncoderPurifierArguments,),
+        (EncoderPurifierArguments, CheckpointArguments),
     ),
-    "scan": (MODEL | {"dataset_name": "pocket:base", "num_images": 4}, (ScanArguments,)),
-    "evaluate": (
-        MODEL | FEW | {"datasets": ["pocket:v2"], "classifiers": ["template"], "attacks": ["pocket:badnet"]},
-        (EvaluateArguments, EvaluationArguments),
-    ),
+    "scan": (MODEL | {"dataset_name": "pocket:base", "num_images": 4}, (ScanArguments, CheckpointArguments)),
+    "evaluate": (TABLE | {"classifiers": ["template"]}, EVALUATE),
+    "evaluate adapter": (TABLE | {"classifiers": [ADAPTER], "detect": "pocket:base"}, EVALUATE),
     "poison": (
         PAIRS | {"trigger": "badnet", "trigger_settings": '{"patch_size": 0.125}', "poison_rate": 0.5}
         | {"target_class": "banana", "test_images_per_class": 1},
@@ -87,9 +95,9 @@ SIZES: dict[str, dict[str, int]] = dict.fromkeys(JOBS, {}) | {
     "finetune": {"num_pairs": 8, "num_epochs": 1},
 }
 """Options of the jobs that have no dry run, or a file that lost a line would be a valid run of hours."""
-WEIGHTS = (8, 3, 2, 3, 2, 2)
+WEIGHTS = (4, 4, 3, 2, 2, 1, 2, 2)
 """Of the jobs: how often each is drawn."""
-DRY = ("purify", "purify_encoder", "scan")
+DRY = ("purify both", "purify prompts", "purify_encoder", "scan")
 VALUES = (
     *(None, "", " ", "abc", "true", "1e-3", "nan", "1, 2", "{}", "ü\u202e", "pocket:base", "pocket:clean", "banana"),
     *("missing/folder", "~", ".", "/dev/null/x", "a/b", "no", "epoch", "steps", "all", "universal", "runner_up", "[]"),
@@ -100,9 +108,9 @@ VALUES = (
 
 @dataclass(frozen=True)
 class Case:
-    """A run: a command, the bytes of its YAML file, and options."""
+    """A run: one of JOBS, whose first word is the command; the bytes of its YAML file, and options."""
 
-    command: str
+    job: str
     config: bytes
     options: tuple[str, ...]
 
@@ -110,8 +118,8 @@ class Case:
 def draw_case(seed: int, number: int) -> Case:
     """The case of a number; the same for a seed on every machine."""
     rng = random.Random(f"{seed}/{number}")
-    command = rng.choices(list(JOBS), WEIGHTS)[0]
-    settings, kinds = JOBS[command]
+    job = rng.choices(list(JOBS), WEIGHTS)[0]
+    settings, kinds = JOBS[job]
     settings = dict(settings)
     names = [one.name for kind in kinds for one in fields(kind)]
     for _ in range(rng.choice((0, 1, 1, 1, 2, 4))):
@@ -119,13 +127,13 @@ def draw_case(seed: int, number: int) -> Case:
     text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
     options: list[str] = []
     for _ in range(rng.choice((0, 0, 0, 1, 2))):
-        name, value = rng.choice([name for name in names if name not in SIZES[command]]), rng.choice(VALUES)
+        name, value = rng.choice([name for name in names if name not in SIZES[job]]), rng.choice(VALUES)
         options += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     fixed = [] if rng.random() < 0.05 else ["--output_dir", "out"]
-    if command in DRY and number % RUN_IN:
+    if job in DRY and number % RUN_IN:
         fixed += ["--dry_run", "true"]
-    sizes = [word for name, size in SIZES[command].items() for word in (f"--{name}", str(size))]
-    return Case(command, change_text(rng, text), (*sizes, *options, *fixed))
+    sizes = [word for name, size in SIZES[job].items() for word in (f"--{name}", str(size))]
+    return Case(job, change_text(rng, text), (*sizes, *options, *fixed))
 
 
 def change_setting(rng: random.Random, settings: dict[str, Any], names: Sequence[str]) -> None:
@@ -157,8 +165,8 @@ def change_text(rng: random.Random, text: str) -> bytes:
 
 def run_case(case: Case) -> tuple[str, str]:
     """How a case ends: `run`, `plan`, `refused`, `fault`, `hang` or `partial`; and what was printed or raised."""
-    command: Callable[[Sequence[str]], int] = lambda argv: cli([case.command, *argv])  # noqa: E731
-    if case.command == "purify_encoder":
+    command: Callable[[Sequence[str]], int] = lambda argv: cli([case.job.split()[0], *argv])  # noqa: E731
+    if case.job == "purify_encoder":
         encoder = runpy.run_path(str(ROOT / "recipes/purify_encoder.py"))["main"]
         command = lambda argv: run_command(encoder, argv)  # noqa: E731
     printed = io.StringIO()
@@ -171,6 +179,8 @@ def run_case(case: Case) -> tuple[str, str]:
         warnings.simplefilter("ignore")
         os.chdir(folder)
         Path("config.yaml").write_bytes(case.config)
+        if ADAPTER in case.job:
+            save_adapter()
         for limit, timer, seconds in (
             (signal.SIGALRM, signal.ITIMER_REAL, SECONDS),
             (signal.SIGPROF, signal.ITIMER_PROF, CPU_SECONDS),
@@ -195,9 +205,16 @@ def run_case(case: Case) -> tuple[str, str]:
         if half := half_written(Path(folder)):
             return "partial", half
     lines = [line for line in printed.getvalue().splitlines() if line.startswith("error: ")]
-    if code in (1, 2, 4) and case.command != "scan" or code in (2, 4):
+    if code in (1, 2, 4) and case.job != "scan" or code in (2, 4):
         return ("refused", lines[0]) if len(lines) == 1 else ("fault", f"code {code}: {printed.getvalue()[-2000:]}")
     return ("plan" if "dry run" in printed.getvalue() else "run"), ""
+
+
+def save_adapter() -> None:
+    """Untrained prompts for FEW classes, into the folder that the run is in."""
+    clip = open_clip(MODEL["model_name_or_path"])
+    config = CBPTConfig(class_names=FEW["class_names"]).tokenize(clip.tokenizer)
+    get_peft_model(clip.model, config).save_pretrained(ADAPTER)
 
 
 def half_written(folder: Path) -> str:
@@ -215,17 +232,17 @@ def half_written(folder: Path) -> str:
 
 
 def fuzz(seed: int, numbers: Sequence[int]) -> dict[str, Any]:
-    """All cases of `numbers`: how they ended by command, and the faults."""
-    ends: dict[str, Counter[str]] = {command: Counter() for command in JOBS}
+    """All cases of `numbers`: how they ended by job, and the faults."""
+    ends: dict[str, Counter[str]] = {job: Counter() for job in JOBS}
     faults = []
     for number in numbers:
         case = draw_case(seed, number)
         end, said = run_case(case)
-        ends[case.command][end] += 1
+        ends[case.job][end] += 1
         if end in ("fault", "hang", "partial"):
             shown = {"config": case.config.decode(errors="replace"), "options": list(case.options)}
-            faults.append({"number": number, "command": case.command, "end": end, **shown, "said": said})
-            print(f"{number} {case.command} {end}: {said.strip().splitlines()[-1][:150]}", file=sys.stderr, flush=True)
+            faults.append({"number": number, "job": case.job, "end": end, **shown, "said": said})
+            print(f"{number} {case.job} {end}: {said.strip().splitlines()[-1][:150]}", file=sys.stderr, flush=True)
         if number % 100 == 0:
             print(f"case {number}", file=sys.stderr, flush=True)
     return {"ends": ends, "faults": faults}

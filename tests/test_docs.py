@@ -12,8 +12,9 @@ from pathlib import Path
 import evaluate
 import pytest
 import yaml
+from peft import PeftModel
 from PIL import Image
-from transformers import HfArgumentParser
+from transformers import CLIPModel, HfArgumentParser
 
 import peft_cbpt
 from peft_cbpt.attacks import TRIGGERS
@@ -48,14 +49,16 @@ def blocks(page: str, *languages: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """Page and command line, from blocks of shell and from indented lines that begin with a program of ours."""
+    """Page and command line, from blocks of shell, indented lines that begin with a program of ours, and sentences."""
     found = []
     for page in PAGES:
         for block in blocks(page, "sh", "bash"):
             found += [(page, line) for line in block.replace("\\\n", " ").splitlines()]
         found += [(page, line) for line in re.findall(r"^    ((?:make|python|torchrun) .*)$", PAGES[page], flags=re.M)]
+        prose = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.S | re.M)
+        found += [(page, line) for line in re.findall(r"`(python (?:-m )?\w[^`]*)`", prose)]
     single = [(page, one) for page, line in found for one in line.split(" #")[0].split("&&")]
-    return [(page, " ".join(line.split())) for page, line in single if line.strip()]
+    return list(dict.fromkeys((page, " ".join(line.split())) for page, line in single if line.strip()))
 
 
 class Parsed(Exception):
@@ -195,7 +198,26 @@ def attacks(tmp_path, monkeypatch):
     assert clean["accuracy"] > 0.9 and marked["attack_success_rate"] < 0.5, "this model has no backdoor for a frame"
 
 
-RUN_HERE = {"models.md": models, "data.md": data, "evaluate.md": metrics, "attacks.md": attacks}
+def encoder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for number, row in enumerate(pocket_dataset("base", "test", 2, FEW_CLASSES)):
+        row["image"].save(tmp_path / "folder" / f"{number}.png")
+    short = {'output_dir="purified"': 'output_dir="purified", max_steps=1, search_images=2, kinds=["wave"]'}
+    ran = run_snippets("encoder.md", {}, **{"my/clip": "pocket:badnet"}, **short)
+    base = resolve_model("pocket:badnet")
+    assert PeftModel.from_pretrained(CLIPModel.from_pretrained(base), "purified").merge_and_unload()
+    both = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), "both")
+    assert both.class_names == ran["prompts"].class_names
+
+
+RUN_HERE = {
+    "models.md": models,
+    "data.md": data,
+    "encoder.md": encoder,
+    "evaluate.md": metrics,
+    "attacks.md": attacks,
+}
 
 
 @pytest.mark.parametrize("page", RUN_HERE)

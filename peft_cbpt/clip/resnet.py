@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
@@ -93,9 +94,9 @@ class CLIPResNetConfig(CLIPConfig):
     """A `CLIPConfig` whose `vision_config` is a [`CLIPResNetVisionConfig`]; the defaults are RN50's."""
 
     model_type = "clip_resnet"
-    sub_configs_defaults = {
-        "vision_config": CLIPResNetVisionConfig,  # type: ignore[dict-item]
-        "text_config": CLIPTextConfig,  # type: ignore[dict-item]
+    sub_configs_defaults = {  # transformers 5.20 takes no bare classes
+        "vision_config": SubConfigSpec(config_class=CLIPResNetVisionConfig),
+        "text_config": SubConfigSpec(config_class=CLIPTextConfig),
     }
 
     vision_config: dict | CLIPResNetVisionConfig | None = None  # type: ignore[assignment]

@@ -174,7 +174,8 @@ class CBPTTrainingArguments(TrainingArguments):
         if num_shots == 1 and self.outer_solver is None and self.dummy_triggers == "universal":
             self.outer_solver = "prompts"
             if self.max_steps <= 0:
-                self.refuse_to_end_in_warmup(self.num_train_epochs, f"num_train_epochs {self.num_train_epochs:g}")
+                given = f"one shot a class takes outer_solver prompts: num_train_epochs {self.num_train_epochs:g}"
+                self.refuse_to_end_in_warmup(self.num_train_epochs, given)
 
     def refuse_to_end_in_warmup(self, epochs: float, given: str) -> None:
         """See that some of the epochs come after the prompt warm-up.

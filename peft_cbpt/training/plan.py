@@ -52,7 +52,7 @@ def plan_tuning(trainer: CBPTTrainer, n_test_images: int, n_triggers: int) -> Pl
         else math.ceil(n_shots / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
     )
     steps = args.max_steps if args.max_steps > 0 else epochs * steps_an_epoch
-    counts = {"shots": n_shots, "test images": n_test_images, "triggers": n_triggers}
+    counts = {"shots": n_shots, "test images": n_test_images, "triggers to measure": n_triggers}
     return make_plan(counts, passes, encode, pixels, steps, lambda: trainer.encode_classes(model).sum().backward())
 
 
@@ -67,4 +67,5 @@ def plan_encoder(trainer: EncoderPurifier) -> Plan:
     passes = ladder_passes(min(NUM_IMAGES, n_images), climbs_of(args.kinds))
     passes += Passes((2 + DRAWN) * anew + steps * batch, anew * args.search_steps + 2 * steps * batch)
     pixels = trainer.load(range(min(batch, n_images)))
-    return make_plan({"images": n_images, "triggers a step": TRIGGERS_A_STEP}, passes, trainer.encode, pixels, steps)
+    counts = {"images for the encoder": n_images, "triggers a step of its training": TRIGGERS_A_STEP}
+    return make_plan(counts, passes, trainer.encode, pixels, steps)

@@ -27,6 +27,17 @@ OF_ENCODER = {
 """By option of `purify`, the field of `EncoderPurifierArguments`, whose default holds where none is given."""
 SHARED = ("seed", "use_cpu", "bf16", "fp16", "disable_tqdm", "report_to", "dataloader_num_workers", "save_strategy")
 """Of both trainers."""
+OF_TUNING = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
+OF_TUNING += ("weight_decay", "lr_scheduler_type", "max_grad_norm", "save_steps", "save_total_limit")
+"""Settings of `TrainingArguments` that the encoder's training does not take over."""
+NOT_EVALUATED = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_train", "do_eval", "do_predict")
+NOT_EVALUATED += ("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "per_device_eval_batch_size")
 NOT_OF_METHOD = ("use_feature_cache", "feature_cache_dir", "feature_cache_gb", "activation_memory_gb")
 
 
@@ -83,6 +94,10 @@ class PurifyArguments(ShotArguments):
             InputError: if settings contradict each other, or have no effect.
         """
         only = self.only
+        for name in ("encoder_rank", "encoder_steps", "encoder_learning_rate", "encoder_batch_size"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"{name} must be positive, it is {value}")
+        refuse_changed(training, NOT_EVALUATED, "purify measures before and after training, and not in between")
         if training.dummy_triggers == "runner_up":
             if only == ENCODER:
                 raise InputError(
@@ -98,7 +113,7 @@ class PurifyArguments(ShotArguments):
             own = tuple(
                 one.name
                 for one in fields(training)
-                if one.name not in {*of_trainer, *NOT_OF_METHOD} or one.name in ("learning_rate", "num_train_epochs")
+                if one.name not in {*of_trainer, *NOT_OF_METHOD} or one.name in OF_TUNING
             )
             refuse_changed(training, own, "only the encoder is purified, whose settings begin with encoder_")
             refuse_changed(self, OF_PROMPTS, "only encoder makes no prompts")

@@ -20,10 +20,10 @@ def test_cases_are_those_of_the_seed():
 
 def test_faults_are_found(monkeypatch):
     monkeypatch.setattr(fuzz_config, "cli", lambda argv: 1 // 0)
-    end, said = run_case(Case("purify", b"a: 1", ()))
+    end, said = run_case(Case("purify both", b"a: 1", ()))
     assert end == "fault" and "ZeroDivisionError" in said
     monkeypatch.setattr(fuzz_config, "cli", lambda argv: 2)
-    assert run_case(Case("purify", b"a: 1", ()))[0] == "fault", "an exit code without a line"
+    assert run_case(Case("purify both", b"a: 1", ()))[0] == "fault", "an exit code without a line"
 
 
 @pytest.mark.parametrize("name, content", [("results.json", "{"), (".x.incomplete", ""), ("a.safetensors", "cut")])

@@ -17,4 +17,4 @@ def test_one_shot_a_class_takes_the_loop_from_noise(tmp_path, capsys):
     assert settings["outer_solver"] == "prompts" and settings["warmup_epochs"] == 5
     assert json.loads((tmp_path / "adapter_config.json").read_text())["context_init"] == "normal"
     assert main(["purify", *OPTIONS.split(), "--num_train_epochs", "5", "--output_dir", str(tmp_path / "short")]) == 2
-    assert "ends within the prompt warm-up" in capsys.readouterr().err
+    assert "takes outer_solver prompts: num_train_epochs 5 ends within the prompt warm-up" in capsys.readouterr().err

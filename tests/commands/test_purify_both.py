@@ -236,6 +236,13 @@ CONTRADICTIONS = {
     ),
     "encoder settings without it": ({"only": "prompts", "encoder_steps": 2}, "only prompts are made"),
     "prompt settings without them": ({"only": "encoder", "num_context_tokens": 2}, "only the encoder is purified"),
+    "the prompts' steps without them": (
+        {"only": "encoder", "num_train_epochs": 20, "max_steps": 2},
+        "max_steps has no",
+    ),
+    "no steps": ({"encoder_steps": 0}, "encoder_steps must be positive"),
+    "no learning": ({"encoder_learning_rate": "nan"}, "encoder_learning_rate must be positive"),
+    "measured in between": ({"eval_strategy": "epoch"}, "eval_strategy has no effect here: purify measures before"),
     "neither": ({"only": "nothing"}, "invalid choice"),
     "runner-up means prompts": (
         {"dummy_triggers": "runner_up", "encoder_rank": 2, "warmup_epochs": 1},
