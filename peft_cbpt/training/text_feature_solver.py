@@ -172,13 +172,13 @@ def solve(problem: OuterProblem, seed: int) -> Solution:
 
     It is the one with the highest mean of clean accuracy and accuracy under dummy triggers, among those that cost no
     more than `TOLERANCE` of clean accuracy: from firm to loose, the first that costs more ends the choice. With one
-    shot a class nothing can be held out, and the firmest but one is taken.
+    shot a class nothing can be held out, and the firmest is taken.
     """
     labels = problem.bank.labels
     rows = torch.arange(len(labels), device=labels.device)
     folds = held_out_folds(labels, seed)
     if not folds:
-        return Solution(solve_on(problem, rows, ANCHORS[1], seed), ANCHORS[1], {}, None)
+        return Solution(solve_on(problem, rows, ANCHORS[0], seed), ANCHORS[0], {}, None)
 
     def judged(solved: Sequence[Tensor]) -> tuple[float, float]:
         pairs = list(zip(solved, folds, strict=True))

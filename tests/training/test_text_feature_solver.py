@@ -99,7 +99,7 @@ def test_accuracy_under_dummy_triggers_is_of_the_images_asked_for():
 
 def test_with_one_shot_nothing_is_held_out():
     solution = solve(backdoored(1), 0)
-    assert solution.held_out == {} and solution.undefended is None and solution.anchor == ANCHORS[1]
+    assert solution.held_out == {} and solution.undefended is None and solution.anchor == ANCHORS[0]
 
 
 @pytest.mark.parametrize("shots, folds", [(1, 0), (2, 2), (3, 3), (16, 4), (2000, 1)])
