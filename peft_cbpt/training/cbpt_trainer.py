@@ -235,7 +235,6 @@ class CBPTTrainer(Trainer):
     def end_epoch(self) -> dict[str, float]:
         """What the epoch is summed up by; empty if it had no step. All processes call."""
         if self.context_fit is not None:
-            self.context_fit.look(self._encode_as_is)
             return self.context_fit.figures(self._epoch - 1)
         shares, self.epoch_log = gather_object([self.epoch_log]), EpochLog()
         for share in shares:

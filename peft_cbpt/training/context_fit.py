@@ -38,54 +38,50 @@ class ContextFit:
     def __init__(self, problem: OuterProblem, goal: Tensor):
         self.problem, self.goal = problem, goal
         self.reached: Tensor | None = None
-        self._encoded = 0
+        self._gradient = torch.ones_like(goal)
         self._done = False
 
     @torch.no_grad()
     def begin(self, encode: EncodeClasses, history: Sequence[Mapping[str, Any]]) -> None:
         """See where all class prompts are, after the epochs that a run that goes on has logged."""
         if self.reached is None:
-            self.look(encode)
+            self.reached = encode(None).detach().clone()
             self._done = self.is_done(history)
 
-    @torch.no_grad()
-    def look(self, encode: EncodeClasses) -> None:
-        """See where all class prompts are."""
-        self.reached = encode(None).detach().clone()
-
     def loss(self, encode: EncodeClasses, step: int) -> Tensor:
-        """Divergence of the prompts from the goal on the images of a step, as far as its classes can lower it."""
+        """Divergence of the prompts from the goal on the images of a step.
+
+        The first step of an epoch encodes all classes, the others those that the gradient was of, the step before.
+        """
         assert self.reached is not None
         if self._done:
             return 0 * encode([0]).sum()
-        classes = self.pulled(step)
-        self._encoded = len(classes)
+        classes = self.pulled if step % PASSES_AN_EPOCH else list(range(len(self.goal)))
         features = encode(classes)
         self.reached[classes] = features.detach().to(self.reached)
-        return self.problem.divergence(self.reached.index_copy(0, self._index(classes), features), self.goal, step)
+        places = torch.tensor(classes, device=self.goal.device)
+        reached = self.reached.index_copy(0, places, features.to(self.reached))
+        reached.register_hook(self._see)
+        return self.problem.divergence(reached, self.goal, step)
 
-    def pulled(self, step: int) -> list[int]:
-        """The classes that a step is about, at least one: those with nearly all of the gradient."""
-        assert self.reached is not None
-        with torch.enable_grad():
-            features = self.reached.clone().requires_grad_()
-            divergence = self.problem.divergence(features, self.goal, step)
-            (gradient,) = torch.autograd.grad(divergence, features)
-        parts, order = gradient.square().sum(1).sort(descending=True, stable=True)
+    def _see(self, gradient: Tensor) -> None:
+        self._gradient = gradient.detach()
+
+    @property
+    def pulled(self) -> list[int]:
+        """The classes, at least one, that had nearly all of the squared gradient the last time."""
+        parts, order = self._gradient.square().sum(1).sort(descending=True, stable=True)
         count = int((parts.cumsum(0) < PULL * parts.sum()).sum()) + 1
         return sorted(order[:count].tolist())
 
-    def _index(self, classes: Sequence[int]) -> Tensor:
-        return torch.tensor(classes, device=self.goal.device)
-
     @torch.no_grad()
     def figures(self, epoch: int) -> dict[str, float]:
-        """What an epoch logs: the objective's parts with the prompts as they are, and how far these are."""
+        """What an epoch logs: the objective's parts as its last step saw the prompts, and how far these were."""
         assert self.reached is not None
         rows = torch.arange(len(self.problem.bank.labels), device=self.goal.device)
         _, figures = self.problem.objective(self.reached, rows, epoch)
         means = {name: figure.item() for name, figure in figures.items()}
-        return means | {"divergence": self._divergence(self.reached), "encoded_classes": self._encoded}
+        return means | {"divergence": self._divergence(self.reached), "pulled_classes": len(self.pulled)}
 
     def _divergence(self, features: Tensor) -> float:
         return self.problem.divergence(features, self.goal, 0).item()
