@@ -61,19 +61,16 @@ def random_problem(n: int, width: int) -> OuterProblem:
     return OuterProblem(FeatureBank(clean, labels, []), epochs, start, 100.0, ObjectiveWeights())
 
 
-def fit_pass(model, n: int, width: int) -> Callable[[], None]:
-    """A pass of the text tower over classes all of which move, with its step."""
-    start, goal = F.normalize(torch.randn(2, n, width), dim=2)
-    fit = ContextFit(
-        OuterProblem(FeatureBank(start, torch.arange(n), []), [], start, 1.0, ObjectiveWeights()), goal, 1.0, 0
-    )
+def fit_pass(model, problem: OuterProblem) -> Callable[[], None]:
+    """A pass of the text tower over all classes, with its step."""
+    fit = ContextFit(problem, problem.start.flip(0))
     encode = SharedClassEncoder(model, 0, torch.device("cpu"), MEMORY_GB)
-    fit.reached = start.clone()
+    fit.begin(lambda classes: problem.start, [])
     optimizer = fit_optimizer(model.parameters(), model.get_base_model().text_model.embeddings.token_embedding.weight)
 
     def one() -> None:
         optimizer.zero_grad()
-        fit.loss(lambda classes: encode(model, classes)).backward()
+        fit.loss(lambda classes: encode(model, classes), 0).backward()
         optimizer.step()
 
     return one
@@ -133,7 +130,7 @@ def measure(quick: bool) -> dict:
         few = min(n, TEXT_CLASSES_STRAIGHTFORWARD)
         own = seconds | {
             "outer step": seconds_of(our_step(model, n, width), 1),
-            "fit pass": seconds_of(fit_pass(model, n, width), 1),
+            "fit pass": seconds_of(fit_pass(model, problem), 1),
             "solution": seconds_of(partial(solve_on, problem, torch.arange(SHOTS * n), 10.0, 0), 1),
             "straightforward text step": seconds_of(plain_step(clip, model, n), 1) * n / few,
         }

@@ -147,7 +147,6 @@ def purify(
         stopwatch = Stopwatch()
         set_seed(training.seed)
         with stopwatch("load"):
-            training.use_the_loop_for(arguments.num_shots)
             only = arguments.made(training, encoder)
             clip = open_clip(model, tokenizer, image_processor, checkpoint)
             name = model if isinstance(model, str) else clip.model.name_or_path or ""

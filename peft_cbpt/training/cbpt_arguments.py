@@ -173,18 +173,6 @@ class CBPTTrainingArguments(TrainingArguments):
         """Whether the outer problem is solved on text features."""
         return (self.outer_solver or ("features" if self.dummy_triggers == "universal" else "prompts")) == "features"
 
-    def use_the_loop_for(self, num_shots: int) -> None:
-        """Choose the loop where a class has one shot and no solver was asked for: no anchor can be chosen then.
-
-        Raises:
-            InputError: if the epochs end within the loop's warm-up.
-        """
-        if num_shots == 1 and self.outer_solver is None and self.dummy_triggers == "universal":
-            self.outer_solver = "prompts"
-            if self.max_steps <= 0:
-                given = f"one shot a class takes outer_solver prompts: num_train_epochs {self.num_train_epochs:g}"
-                self.refuse_to_end_in_warmup(self.num_train_epochs, given)
-
     def refuse_to_end_in_warmup(self, epochs: float, given: str) -> None:
         """See that some of the epochs come after the prompt warm-up.
 

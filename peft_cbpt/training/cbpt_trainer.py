@@ -30,7 +30,7 @@ from peft_cbpt.method.losses import l_bn, purification_objective
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.checkpoints import check_checkpoint, write_job
 from peft_cbpt.training.class_shares import SharedClassEncoder
-from peft_cbpt.training.context_fit import FITTED, PASSES_AN_EPOCH, ContextFit, fit_optimizer
+from peft_cbpt.training.context_fit import PASSES_AN_EPOCH, ContextFit, fit_optimizer
 from peft_cbpt.training.dummy_triggers import DummyTriggers
 from peft_cbpt.training.epoch_callback import EpochCallback
 from peft_cbpt.training.epoch_log import EpochLog
@@ -136,7 +136,7 @@ class CBPTTrainer(Trainer):
         problem = OuterProblem(bank, perturbed_epochs(dummies, bank, start), start, scale, weights)
         with torch.enable_grad():
             self.solution = from_all_processes(solve(problem, self.args.seed))[0]
-        return ContextFit(problem, self.solution.features.to(start.device), self.solution.anchor, self.args.seed)
+        return ContextFit(problem, self.solution.features.to(start.device))
 
     def get_train_dataloader(self) -> DataLoader:
         """Of bank rows; or so many passes over the class prompts, in which every process takes part."""
@@ -178,24 +178,17 @@ class CBPTTrainer(Trainer):
         return self._scale * features @ class_features.T
 
     @property
-    def _fitted_epochs(self) -> int:
-        return math.ceil(FITTED * self.state.max_steps / PASSES_AN_EPOCH)
-
-    @property
     def _epoch(self) -> int:
         return math.floor((self.state.epoch or 0) + 1e-6)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """The outer objective of Eq. 16 on a batch of bank rows; L_bn of the clean images during prompt warm-up.
 
-        With `outer_solver="features"` the distance of the class prompts to the solution instead.
+        With `outer_solver="features"` the divergence of the class prompts from the solution instead.
         """
         if self.context_fit is not None:
-            encode = partial(self.encode_classes, model)
             with self.accelerator.autocast():
-                fits = self._epoch < self._fitted_epochs
-                step = self.state.global_step
-                loss = self.context_fit.loss(encode) if fits else self.context_fit.outer_loss(encode, step)
+                loss = self.context_fit.loss(partial(self.encode_classes, model), self.state.global_step)
             return (loss, {}) if return_outputs else loss
         assert self.frozen_images is not None and self.dummy_triggers is not None
         rows, bank = inputs["rows"], self.frozen_images.bank
@@ -229,8 +222,6 @@ class CBPTTrainer(Trainer):
         self.epoch_log = EpochLog()
         if self.context_fit is not None:
             self.context_fit.begin(self._encode_as_is, self.state.log_history)
-            if self._epoch == self._fitted_epochs:
-                self.optimizer.state.clear()  # gradients of another size follow
             return
         if self._epoch >= self.args.warmup_epochs:
             bank, class_features = self.frozen_images.bank, self.encode_classes(self.model)  # type: ignore[arg-type]
@@ -244,7 +235,6 @@ class CBPTTrainer(Trainer):
     def end_epoch(self) -> dict[str, float]:
         """What the epoch is summed up by; empty if it had no step. All processes call."""
         if self.context_fit is not None:
-            self.context_fit.look(self._encode_as_is)
             return self.context_fit.figures(self._epoch - 1)
         shares, self.epoch_log = gather_object([self.epoch_log]), EpochLog()
         for share in shares:

@@ -100,6 +100,12 @@ class OuterProblem:
             figures["inversion_success"] = (logits.argmax(1) == targets).float().mean()
         return loss, figures
 
+    def divergence(self, features: Tensor, goal: Tensor, epoch: int) -> Tensor:
+        """Mean KL(goal || features) of the two classifiers, on the clean images and on those with dummy triggers."""
+        images = torch.cat([self.bank.features, self.epochs[epoch % len(self.epochs)].features])
+        logits, wanted = (self.scale * images @ one.T for one in (features, goal))
+        return F.kl_div(logits.log_softmax(1), wanted.softmax(1), reduction="batchmean")
+
     def pseudo_targets(self, epoch: int) -> Counter[int]:
         """How often each class was y' of an image with a dummy trigger."""
         return Counter(self.epochs[epoch % len(self.epochs)].pseudo_targets.tolist())
@@ -109,6 +115,16 @@ class OuterProblem:
         right = (self.bank.features[rows] @ features.T).argmax(1) == self.bank.labels[rows]
         return right.float().mean().item()
 
+    def robust_accuracy(self, features: Tensor, rows: Tensor) -> float:
+        """Of these images with the dummy triggers of all epochs; 0 where they got none."""
+        right = [torch.zeros(0, dtype=torch.bool, device=rows.device)]
+        for drawn in self.epochs:
+            place = drawn.place[rows]
+            changed = place >= 0
+            classes = (drawn.features[place[changed]] @ features.T).argmax(1)
+            right.append(classes == self.bank.labels[rows[changed]])
+        return torch.cat(right).float().mean().nan_to_num().item()
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -117,18 +133,19 @@ class Solution:
     Args:
         features: Unit-norm (n_classes, D).
         anchor: Weight of the anchor.
-        held_out: Clean accuracy on images that were held out, by anchor; empty with one shot a class.
-        undefended: Of the undefended prompts on these.
+        held_out: By anchor, accuracy on images that were held out, clean and with their dummy triggers; empty with
+            one shot a class.
+        undefended: The same of the undefended prompts.
     """
 
     features: Tensor
     anchor: float
-    held_out: dict[float, float]
-    undefended: float | None
+    held_out: dict[float, tuple[float, float]]
+    undefended: tuple[float, float] | None
 
     def as_dict(self) -> dict[str, Any]:
         """What records say of it, JSON-serialisable."""
-        held_out = {f"{anchor:g}": accuracy for anchor, accuracy in self.held_out.items()}
+        held_out = {f"{anchor:g}": accuracies for anchor, accuracies in self.held_out.items()}
         return {"anchor": self.anchor, "held_out_accuracy": held_out, "undefended_accuracy": self.undefended}
 
 
@@ -151,30 +168,34 @@ def perturbed_epochs(dummies: DummyTriggers, bank: FeatureBank, start: Tensor) -
 
 
 def solve(problem: OuterProblem, seed: int) -> Solution:
-    """Choose the loosest anchor that costs no accuracy on images that were held out, and solve on all images.
+    """Choose the anchor that serves images best that were held out, and solve on all images.
 
-    From firm to loose the first anchor that costs more than `TOLERANCE` ends the choice. With one shot a class nothing
-    can be held out, and the firmest but one is taken.
+    It is the one with the highest mean of clean accuracy and accuracy under dummy triggers, among those that cost no
+    more than `TOLERANCE` of clean accuracy: from firm to loose, the first that costs more ends the choice. With one
+    shot a class nothing can be held out, and the firmest is taken.
     """
     labels = problem.bank.labels
     rows = torch.arange(len(labels), device=labels.device)
     folds = held_out_folds(labels, seed)
     if not folds:
-        return Solution(solve_on(problem, rows, ANCHORS[1], seed), ANCHORS[1], {}, None)
-    undefended = _mean([problem.accuracy(problem.start, fold) for fold in folds])
-    held_out: dict[float, float] = {}
-    chosen = ANCHORS[0]
+        return Solution(solve_on(problem, rows, ANCHORS[0], seed), ANCHORS[0], {}, None)
+
+    def judged(solved: Sequence[Tensor]) -> tuple[float, float]:
+        pairs = list(zip(solved, folds, strict=True))
+        clean = sum(problem.accuracy(features, fold) for features, fold in pairs)
+        robust = sum(problem.robust_accuracy(features, fold) for features, fold in pairs)
+        return clean / len(folds), robust / len(folds)
+
+    undefended = judged([problem.start] * len(folds))
+    held_out: dict[float, tuple[float, float]] = {}
+    tolerated = {ANCHORS[0]: -1.0}
     for anchor in ANCHORS:
-        solved = [solve_on(problem, rows[~torch.isin(rows, fold)], anchor, seed) for fold in folds]
-        held_out[anchor] = _mean([problem.accuracy(one, fold) for one, fold in zip(solved, folds, strict=True)])
-        if held_out[anchor] < undefended - TOLERANCE:
+        held_out[anchor] = judged([solve_on(problem, rows[~torch.isin(rows, fold)], anchor, seed) for fold in folds])
+        if held_out[anchor][0] < undefended[0] - TOLERANCE:
             break
-        chosen = anchor
+        tolerated[anchor] = sum(held_out[anchor])
+    chosen = max(tolerated, key=tolerated.__getitem__)
     return Solution(solve_on(problem, rows, chosen, seed), chosen, held_out, undefended)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def solve_on(problem: OuterProblem, rows: Tensor, anchor: float, seed: int) -> Tensor:

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from peft_cbpt.training import context_fit
 from peft_cbpt.training.context_fit import ContextFit, RowAdam, fit_optimizer
 from peft_cbpt.training.text_feature_solver import solve_on
-from tests.training.test_text_feature_solver import CLASSES, WIDTH, backdoored
+from tests.training.test_text_feature_solver import CLASSES, TARGET, WIDTH, backdoored, right_under_the_trigger
 
 
 class Tower(nn.Module):
@@ -15,7 +16,7 @@ class Tower(nn.Module):
 
     def __init__(self, start):
         super().__init__()
-        self.context, self.asked = nn.Parameter(start[:, None].clone()), []
+        self.start, self.context, self.asked = start, nn.Parameter(start[:, None].clone()), []
 
     def forward(self, classes):
         self.asked.append(classes)
@@ -24,69 +25,66 @@ class Tower(nn.Module):
 
 @pytest.fixture
 def fitted():
-    """A fit in which the goal of the last class is where it starts."""
     problem = backdoored(2)
-    goal = solve_on(problem, torch.arange(2 * CLASSES), 1.0, 0)
-    goal[-1] = problem.start[-1]
-    tower, fit = Tower(problem.start), ContextFit(problem, goal, 1.0, 0)
+    tower, fit = Tower(problem.start), ContextFit(problem, solve_on(problem, torch.arange(2 * CLASSES), 1.0, 0))
     fit.begin(tower, [])
     return tower, fit, fit_optimizer(tower.parameters(), torch.ones(3, 3))
 
 
-def test_prompts_come_to_have_the_goals_features(fitted):
+def descend(fitted, steps, rate=0.1):
     tower, fit, optimizer = fitted
-    before = fit.figures(0)
-    for step in range(100):
-        optimizer.param_groups[0]["lr"] = 0.1 * 0.95**step
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * 0.95**step
         optimizer.zero_grad()
-        fit.loss(tower).backward()
+        fit.loss(tower, step).backward()
         optimizer.step()
-    fit.look(tower)
-    after = fit.figures(0)
-    assert before["moving"] == CLASSES - 1 and after["moving"] == 0
-    assert after["distance"] < 0.001 < before["distance"]
-    assert abs(after["objective_gap"]) < 0.05 * abs(before["objective_gap"])
 
 
-def test_a_class_that_is_there_is_neither_encoded_nor_moved(fitted):
-    tower, fit, optimizer = fitted
-    start = tower.context.detach().clone()
-    for _ in range(3):
-        optimizer.zero_grad()
-        fit.loss(tower).backward()
-        optimizer.step()
-    assert all(CLASSES - 1 not in asked for asked in tower.asked[1:])
-    assert torch.equal(tower.context[-1], start[-1]) and not torch.equal(tower.context[0], start[0])
-
-
-def test_true_outer_steps_lower_the_objective_and_leave_alone_what_arrived(fitted):
-    tower, fit, optimizer = fitted
-    before, start = fit.figures(0)["objective_gap"], tower.context.detach().clone()
-    for step in range(20):
-        optimizer.param_groups[0]["lr"] = 0.02
-        optimizer.zero_grad()
-        fit.outer_loss(tower, step).backward()
-        optimizer.step()
-    fit.look(tower)
-    assert fit.figures(0)["objective_gap"] < 0.5 * before
-    assert torch.equal(tower.context[-1], start[-1])
-
-
-def test_the_fit_is_done_when_nothing_moves_or_no_gap_is_left(fitted):
+def test_prompts_come_to_classify_as_the_goal_does(fitted):
     tower, fit, _ = fitted
-    gap = fit.figures(0)["objective_gap"]
-    logged = [{"objective_gap": part * gap} for part in (0.5, 0.005)]
-    assert not fit.is_done(logged[:1]) and fit.is_done(logged)
-    fit.reached = fit.goal.clone()
-    assert fit.is_done(logged[:1])
+    before = fit.figures(0)
+    descend(fitted, 60)
+    after = fit.figures(0)
+    assert after["divergence"] < 0.02 * before["divergence"]
+    assert right_under_the_trigger(fit.problem, fit.reached) >= 0.9 > right_under_the_trigger(fit.problem, tower.start)
+    assert after["loss_bn"] < before["loss_bn"] and 1 <= after["pulled_classes"] <= CLASSES
+
+
+def test_only_the_classes_with_the_gradient_are_encoded_and_moved(fitted, monkeypatch):
+    tower, fit, optimizer = fitted
+    monkeypatch.setattr(context_fit, "PULL", 0.5)
+    descend(fitted, 1)
+    assert tower.asked[1] == list(range(CLASSES)) and fit.pulled == [TARGET]  # what the trigger is taken for
+    start = tower.context.detach().clone()
+    optimizer.zero_grad()
+    fit.loss(tower, 1).backward()
+    optimizer.step()
+    moved = (tower.context.detach() != start).flatten(1).any(1)
+    assert tower.asked[2] == [TARGET] and moved.nonzero()[:, 0].tolist() == [TARGET]
+
+
+def test_what_is_encoded_in_part_has_the_divergence_of_the_whole(fitted, monkeypatch):
+    tower, fit, _ = fitted
+    monkeypatch.setattr(context_fit, "PULL", 0.5)
+    with torch.no_grad():
+        whole = fit.problem.divergence(tower(None), fit.goal, 0)
+    fit.loss(tower, 0).backward()
+    assert fit.loss(tower, 1).item() == pytest.approx(whole.item(), rel=1e-5) and len(tower.asked[-1]) == 1
+
+
+def test_the_fit_is_done_when_hardly_any_divergence_is_left(fitted):
+    _, fit, _ = fitted
+    first = fit.figures(0)["divergence"]
+    logged = [{"divergence": part * first} for part in (0.5, 0.005)]
+    assert not fit.is_done([]) and not fit.is_done(logged[:1]) and fit.is_done(logged)
 
 
 def test_a_run_that_goes_on_after_the_fit_was_done_changes_nothing(fitted):
     tower, fit, optimizer = fitted
-    again = ContextFit(fit.problem, fit.goal, 1.0, 0)
-    again.begin(tower, [{"objective_gap": 0.0}])
+    again = ContextFit(fit.problem, fit.goal)
+    again.begin(tower, [{"divergence": 0.0}])
     before = tower.context.detach().clone()
-    again.loss(tower).backward()
+    again.loss(tower, 0).backward()
     optimizer.step()
     assert torch.equal(tower.context, before)
 

@@ -76,12 +76,11 @@ def test_a_target_that_is_not_found_is_a_candidate_and_is_purified(poisoned_clip
     assert clean_after >= clean_before - 0.03
 
 
-def test_one_shot_of_a_few_classes_is_enough_for_the_loop(poisoned_clip, tmp_path):
-    """The solution on features leaves much of the attack there (docs/method.md)."""
-    (_, success_before), (clean_after, success_after) = purified_figures(
-        poisoned_clip, tmp_path, FEW_CLASSES, shots=1, outer_solver="prompts"
+def test_one_shot_of_a_few_classes_is_enough(poisoned_clip, tmp_path):
+    (clean_before, success_before), (clean_after, success_after) = purified_figures(
+        poisoned_clip, tmp_path, FEW_CLASSES, shots=1
     )
-    assert success_before >= 0.95 and success_after <= 0.1 and clean_after >= 0.85
+    assert success_before >= 0.95 and success_after <= 0.1 and clean_after >= clean_before - 0.05
 
 
 @pytest.fixture

@@ -64,20 +64,42 @@ def test_a_firm_anchor_holds_features_near_their_start():
     assert distances[0] < distances[1] < distances[2]
 
 
-def test_an_anchor_that_costs_accuracy_on_held_out_images_is_not_taken(monkeypatch):
-    """Features are as long here as their anchor is firm, and what was solved with an anchor of 3 is half wrong."""
+@pytest.mark.parametrize(
+    "clean, robust, chosen, tried",
+    [
+        ({3: 0.5}, {}, 100, 4),
+        ({3: 0.5}, {30: 0.2, 10: 0.4}, 10, 4),
+        ({}, {30: 0.4, 10: 0.2}, 30, 5),
+    ],
+    ids=["costs accuracy", "gives before it costs", "gives most"],
+)
+def test_the_anchor_serves_held_out_images_best_and_costs_no_accuracy(monkeypatch, clean, robust, chosen, tried):
+    """Features are as long here as their anchor is firm; each anchor costs clean accuracy, or gives robust."""
     monkeypatch.setattr(text_feature_solver, "solve_on", lambda problem, rows, anchor, seed: anchor * problem.start)
+
+    def length(features):
+        return round(features.norm(dim=1)[0].item())
+
+    monkeypatch.setattr(OuterProblem, "accuracy", lambda self, features, rows: 1 - clean.get(length(features), 0.0))
     monkeypatch.setattr(
-        OuterProblem, "accuracy", lambda self, features, rows: 1 - 0.5 * (2 < features.norm(dim=1)[0] < 4)
+        OuterProblem, "robust_accuracy", lambda self, features, rows: robust.get(length(features), 0.0)
     )
     solution = solve(backdoored(4), 0)
-    assert solution.anchor == 10 and list(solution.held_out) == [100, 30, 10, 3]
-    assert solution.held_out[3] == 0.5 and solution.undefended == 1
+    assert solution.anchor == chosen and list(solution.held_out) == list(ANCHORS[:tried])
+    assert solution.undefended == (1, 0)
+
+
+def test_accuracy_under_dummy_triggers_is_of_the_images_asked_for():
+    problem = backdoored(2)
+    assert problem.robust_accuracy(problem.start, torch.arange(2 * CLASSES)) == 0
+    names = torch.eye(CLASSES, WIDTH)
+    assert problem.robust_accuracy(names, torch.arange(2 * CLASSES)) == 1
+    assert problem.robust_accuracy(names, torch.tensor([0, 1])) == 0  # the target's own images get no trigger
 
 
 def test_with_one_shot_nothing_is_held_out():
     solution = solve(backdoored(1), 0)
-    assert solution.held_out == {} and solution.undefended is None and solution.anchor == ANCHORS[1]
+    assert solution.held_out == {} and solution.undefended is None and solution.anchor == ANCHORS[0]
 
 
 @pytest.mark.parametrize("shots, folds", [(1, 0), (2, 2), (3, 3), (16, 4), (2000, 1)])
