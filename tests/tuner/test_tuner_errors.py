@@ -233,6 +233,7 @@ def test_class_names_of_a_saved_adapter_cannot_be_edited(load_clip: Any, tmp_pat
 
 CALLS: list[tuple[dict[str, Any], str]] = [
     ({}, "pixel_values is missing"),
+    ({"input_ids": torch.ones(2, 8, dtype=torch.long)}, "pixel_values is missing"),
     ({"attention_mask": torch.ones(2, 8)}, "pixel_values is missing"),
     ({"pixel_values": torch.zeros(0, 3, 48, 48)}, r"at least one image, not \(0, 3, 48, 48\)"),
     ({"pixel_values": torch.zeros(3, 48, 48)}, r"must be \(B, 3, H, W\)"),
