@@ -1,5 +1,6 @@
 """The scripts beside the package: what they say before they do anything."""
 
+import importlib.util
 import re
 import runpy
 import sys
@@ -42,3 +43,9 @@ def test_a_recipe_without_its_package_is_one_line(monkeypatch, tmp_path, capsys)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "Traceback" not in said, said
     assert "the package kornia is missing: pip install 'peft-cbpt[baselines]'" in said.splitlines()[-1]
+
+
+def test_the_demo_without_its_package_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"^error: the demo needs gradio: pip install 'peft-cbpt\[app\]'$"):
+        runpy.run_path(str(ROOT / "app" / "app.py"))
