@@ -60,7 +60,7 @@ CLIMBS = (
     *(Climb("patch", Patch(0.05, place), (0.05,), number) for number, place in enumerate(_PLACES[:2])),
     *(Climb("patch", Patch(0.1, place), (0.1,), number) for number, place in enumerate((*_PLACES, None), 2)),
     *(Climb("pattern", Pattern(0.05, grey=number != 1), (0.05, 0.1, 0.166), number) for number in range(3)),
-    *(Climb("wave", Wave(0.1), (0.1,), number) for number in range(3)),
+    Climb("wave", Wave(0.1), (0.1,)),
     *(Climb("warp", Warp(0.04), (0.04, 0.08), number) for number in range(2)),
     *(Climb("colour", Colour(0.1), (0.1, 0.2), number) for number in range(2)),
 )
