@@ -44,6 +44,7 @@ clean:  ## remove the environment and everything built
 		exit 1; }
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv: some minutes, most of them torch"
 	$(INSTALL) -e ".[purify,attacks]"
 	@touch $@
 

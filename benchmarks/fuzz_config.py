@@ -21,6 +21,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
 from multiprocessing import get_context
@@ -250,8 +251,9 @@ def fuzz(seed: int, numbers: Sequence[int]) -> dict[str, Any]:
 
 def fuzz_in_processes(seed: int, runs: int, processes: int) -> dict[str, Any]:
     """The same of the first `runs` cases, dealt out to processes."""
-    with get_context("spawn").Pool(processes) as pool:
-        parts = pool.starmap(fuzz, [(seed, range(first, runs, processes)) for first in range(processes)])
+    slices = [range(first, runs, processes) for first in range(processes)]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # whose processes may have readers of their own
+        parts = list(pool.map(fuzz, [seed] * processes, slices))
     ends = {name: sum((part["ends"][name] for part in parts), Counter()) for name in JOBS}
     faults = sorted((fault for part in parts for fault in part["faults"]), key=lambda fault: fault["number"])
     return {"ends": {name: dict(sorted(count.items())) for name, count in ends.items()}, "faults": faults}

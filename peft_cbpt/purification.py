@@ -212,6 +212,11 @@ def _load(
             vocabulary = make_vocabulary(clip, data.class_names, arguments.template)
             trainer = CBPTTrainer(model, training, data.shots, clip.normalize, vocabulary)
         if only != PROMPTS:
+            if (resume or "false").lower() not in ("true", "false"):
+                raise InputError(
+                    "resume_from_checkpoint is true or false where the encoder is repaired: each stage goes on from "
+                    f"its own last checkpoint in output_dir, and {resume} would be that of one of them"
+                )
             stage_arguments = arguments.encoder_arguments(training, output / FOLDER, encoder)
             stage_job = encoder_job(fingerprint, checked_samples(data.shots, data.class_names).digest, stage_arguments)
             stage = EncoderStage(output / FOLDER, stage_job, (resume or "false").lower() != "false", overwrite)

@@ -6,12 +6,17 @@
 Every setting in `--help` is an option and a line of the YAML file.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from peft import PeftModel
 
 from peft_cbpt.commands.parsing import DRY_RUN, going_on, parse, run_command
 from peft_cbpt.commands.printing import print_skipped
+from peft_cbpt.common.files import alone_in, prepare_output, removed_afterwards
 from peft_cbpt.common.processes import join_processes
 from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.data.unlabelled import UnlabelledImages
@@ -43,12 +48,24 @@ def main(argv: Sequence[str]) -> None:
     if chosen.dry_run:
         print(plan_encoder(EncoderPurifier(clip.model, arguments, images, clip.normalize)))
         return
-    with going_on("to go on from the last checkpoint, run again with --resume_from_checkpoint true"):
+    with (
+        going_on("to go on from the last checkpoint, run again with --resume_from_checkpoint true"),
+        alone_in(prepare_output(arguments.output_dir)) as output,
+    ):
         purified = purify_encoder(clip.model, images, arguments, clip.normalize)
+        if state.is_main_process:
+            save(purified, output)
     if state.is_main_process:
-        purified.save_pretrained(arguments.output_dir)
         print_skipped("images", [one.as_dict() for one in images.skipped])
         print(arguments.output_dir)
+
+
+def save(purified: PeftModel, output: Path) -> None:
+    """Write the adapter under a temporary name first."""
+    with removed_afterwards(output / ".incomplete"):
+        purified.save_pretrained(str(output / ".incomplete"))
+        for file in sorted((output / ".incomplete").iterdir()):
+            os.replace(file, output / file.name)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def test_the_command_writes_its_files_and_its_exit_code_says_the_verdict(tmp_pat
     assert set(record["findings"][0]) >= {"class", "kind", "score", "false_alarm_rate", "rms", "success_rate"}
     assert (tmp_path / "trigger_0.png").stat().st_size > 1000
     assert "<h1>Scan: backdoored</h1>" in (tmp_path / "scan.html").read_text(encoding="utf-8")
-    assert "verdict: backdoored" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "verdict: backdoored" in printed and "(no names given)" in printed
 
 
 def test_the_snippet_of_scan_md(monkeypatch):

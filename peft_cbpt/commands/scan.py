@@ -71,11 +71,12 @@ def _print(results: Mapping[str, Any], output: Path) -> None:
     print(f"verdict: {results['verdict']}")
     rows = [("finding", one) for one in results["findings"]] + [("doubt", one) for one in results["doubts"]]
     if rows:
+        unnamed = "(none of the names)" if results["class_names"] else "(no names given)"
         lines = [["", "class", "nearest words", "kind", "score", "false alarms", "rms", "success"]]
         for what, one in rows:
             words = ", ".join(one["words"][:3])
             figures = [f"{one['score']:.2f}", f"{one['false_alarm_rate']:.1g}", f"{one['rms']:g}"]
             success = f"{100 * one['success_rate']:.0f}%"
-            lines.append([what, one["class"] or "(none of the names)", words, one["kind"], *figures, success])
+            lines.append([what, one["class"] or unnamed, words, one["kind"], *figures, success])
         print_columns(lines, n_left=4)
     print(f"figures and pictures: {output / SCAN_FILE}")

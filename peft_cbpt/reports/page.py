@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from peft_cbpt.hub.evidence import figure_rows, moments, suspected
 from peft_cbpt.reports.pictures import Picture
 
 
@@ -25,6 +26,6 @@ def render_page(results: Mapping[str, Any], pictures: Sequence[Picture], setting
 
     source = files("peft_cbpt.reports").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share: f"{100 * share:.2f}"
     images = [(picture, data_uri(picture.png)) for picture in pictures]
-    return environment.from_string(source).render(results=results, images=images, settings=settings)
+    measured = {"moments": moments(results), "rows": figure_rows(results), "suspected": suspected(results)}
+    return environment.from_string(source).render(results=results, images=images, settings=settings, **measured)

@@ -112,9 +112,14 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the method and of the data, without the many of the Trainer."""
+    """The settings of the method and of the data, those of the encoder among them, without the many of the Trainer."""
     of_trainer = {field.name for field in dataclasses.fields(TrainingArguments)} - set(SHOWN_OF_TRAINER)
-    return {name: value for name, value in settings.items() if name not in of_trainer and value is not None}
+
+    def of_method(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name not in of_trainer and value is not None}
+
+    of_encoder = of_method(settings.get("encoder") or {})
+    return of_method({**settings, "encoder": None}) | {f"encoder: {name}": value for name, value in of_encoder.items()}
 
 
 def open_run(folder: Path, results: Mapping[str, Any], base: str | None = None, **moved: str | None) -> Any:

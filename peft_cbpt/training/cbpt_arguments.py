@@ -105,7 +105,15 @@ class CBPTTrainingArguments(TrainingArguments):
     )
     momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD on the context."})
 
-    # other defaults than those of `TrainingArguments`
+    # other words or defaults than those of `TrainingArguments`
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for adapter, results.json, card and checkpoints; trainer_output by default."},
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "true: go on from the last checkpoint in output_dir; or a checkpoint's folder."},
+    )
     learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of SGD, cosine per epoch."})
     weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of SGD."})
     num_train_epochs: float = field(

@@ -18,8 +18,7 @@ from peft_cbpt.detection.ladder import Search
 from peft_cbpt.features.cache import fingerprint
 from peft_cbpt.training.checkpoints import JOB_FILE
 from peft_cbpt.training.encoder_arguments import WITHOUT_EFFECT, EncoderPurifierArguments
-from peft_cbpt.training.encoder_trainer import EncoderPurifier
-from peft_cbpt.training.trigger_pool import FILE as POOL_FILE
+from peft_cbpt.training.encoder_trainer import EncoderPurifier, last_checkpoint
 from peft_cbpt.tuner.encoder import encoder_weights, write_lora
 
 STAGING_FOLDER = ".incomplete"
@@ -82,8 +81,7 @@ class EncoderStage:
     @property
     def checkpoint(self) -> str | None:
         """The last one that is whole."""
-        found = [one for one in self.folder.glob("checkpoint-*") if self.resumes and _is_whole(one)]
-        return str(max(found, key=lambda one: int(one.name.split("-")[1]), default="")) or None
+        return last_checkpoint(self.folder) if self.resumes else None
 
     def run(
         self,
@@ -133,8 +131,3 @@ class EncoderStage:
             for file in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
                 os.replace(staging / file, self.folder / file)
         write_json(self.folder / JOB_FILE, {"job": self.job, "epochs": self.epochs})
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether all of a checkpoint was written; the pool of triggers comes last."""
-    return all((checkpoint / name).is_file() for name in ("trainer_state.json", SAFETENSORS_WEIGHTS_NAME, POOL_FILE))

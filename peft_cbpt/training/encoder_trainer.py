@@ -1,5 +1,6 @@
 """Purification of the image encoder itself: a LoRA under which features no longer follow universal triggers."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast, gather_object, reduce
 from peft import PeftModel, get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import CLIPModel, Trainer, TrainerCallback, TrainerControl, TrainerState, set_seed
@@ -25,6 +27,7 @@ from peft_cbpt.training.encoder_lora import image_tower_lora
 from peft_cbpt.training.encoder_losses import moved, update_shares
 from peft_cbpt.training.epoch_log import EpochLog
 from peft_cbpt.training.forward_redirection import call_through
+from peft_cbpt.training.trigger_pool import FILE as POOL_FILE
 from peft_cbpt.training.trigger_pool import TriggerPool, climbs_of, find_anew
 from peft_cbpt.training.views import changed_images
 
@@ -245,8 +248,35 @@ class _EpochCallback(TrainerCallback):
         for share in gather_object([self.trainer.epoch_log]):
             merged.merge(share)
         self.trainer.epoch_log = EpochLog()
-        if means := merged.means():
+        means = merged.means()
+        if not all(map(math.isfinite, means.values())):
+            raise InputError(
+                f"the losses of the encoder's epoch {math.ceil(state.epoch or 0)} are not finite: lower the learning "
+                "rate of its training, and start anew"
+            )
+        if means:
             self.trainer.log(means)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint of an `EncoderPurifier` in a folder that was written whole."""
+    whole = [one for one in folder.glob("checkpoint-*") if _is_whole(one)]
+    return str(max(whole, key=lambda one: int(one.name.split("-")[1]))) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether all of a checkpoint was written; the pool of triggers comes last."""
+    return all((checkpoint / name).is_file() for name in ("trainer_state.json", SAFETENSORS_WEIGHTS_NAME, POOL_FILE))
+
+
+def _checkpoint_of(args: EncoderPurifierArguments) -> str | None:
+    """What `resume_from_checkpoint` asks for: true, false, or a checkpoint's folder."""
+    wanted = str(args.resume_from_checkpoint or "false")
+    if wanted.lower() in ("true", "false"):
+        return last_checkpoint(Path(args.output_dir or "")) if wanted.lower() == "true" else None
+    if not _is_whole(Path(wanted)):
+        raise InputError(f"{wanted} is no whole checkpoint of an encoder: give true for the last in output_dir")
+    return wanted
 
 
 def purify_encoder(
@@ -257,9 +287,14 @@ def purify_encoder(
 ) -> PeftModel:
     """A CLIP with a LoRA on its image tower that no longer follows universal triggers; see `EncoderPurifier`.
 
-    Goes on from the last checkpoint in `args.output_dir` if `args.resume_from_checkpoint` says so.
+    Goes on from the last checkpoint in `args.output_dir` if `args.resume_from_checkpoint` is true, or from the one it
+    names.
+
+    Raises:
+        InputError: if that is no checkpoint, or losses are not finite.
     """
+    checkpoint = _checkpoint_of(args)
     trainer = EncoderPurifier(model, args, images, normalize)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     purified: Any = trainer.accelerator.unwrap_model(trainer.model)
     return purified.eval()

@@ -243,6 +243,7 @@ CONTRADICTIONS = {
     "no steps": ({"encoder_steps": 0}, "encoder_steps must be positive"),
     "no learning": ({"encoder_learning_rate": "nan"}, "encoder_learning_rate must be positive"),
     "measured in between": ({"eval_strategy": "epoch"}, "eval_strategy has no effect here: purify measures before"),
+    "a checkpoint of one stage": ({"resume_from_checkpoint": "/no/checkpoint-3"}, "is true or false where"),
     "neither": ({"only": "nothing"}, "invalid choice"),
     "runner-up means prompts": (
         {"dummy_triggers": "runner_up", "encoder_rank": 2, "warmup_epochs": 1},

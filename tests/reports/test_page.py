@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ pytest.importorskip("jinja2")
 
 from peft_cbpt.reports.page import render_page
 from peft_cbpt.reports.pictures import Picture
+from peft_cbpt.reports.report import shown_settings
 
 NASTY = '<script>alert("x")</script> & <img src=https://example.org/x.png>'
 
@@ -54,13 +56,13 @@ def check_page(html: str) -> Page:
     return page
 
 
-def page_of(name: str, attacked: bool = True) -> str:
+def page_of(name: str, attacked: bool = True, **more: Any) -> str:
     result = {"attack_success_rate": 0.9876, "attack_success_rate_published": 0.9, "robust_accuracy": 0.0123}
     moments = [{"clean_accuracy": share, "attacks": {name: result} if attacked else {}} for share in (0.6543, 0.6321)]
     results = {
         "model": name,
         "class_names": [name, "dog"],
-        "attacks": {name: {"target_class": name}},
+        "attacks": {name: {"target_class": name}} if attacked else {},
         "shots": ["a", "b", "c"],
         "n_test_images": 4321,
         "date": "2026-01-01",
@@ -70,13 +72,29 @@ def page_of(name: str, attacked: bool = True) -> str:
         "versions": {"torch": "9.9"},
     }
     picture = Picture("summary", "Before and after", name, summary_figure(*moments))
-    return render_page(results, [picture], {"num_shots": 16})
+    return render_page(results | more, [picture], {"num_shots": 16})
 
 
 def test_the_page_is_whole_and_says_what_was_measured():
     page = check_page(page_of("badnet"))
     for figure in ("65.43", "63.21", "98.76", "1.23", "4321", "f00", "9.9", "no proof"):
         assert figure in page.text, figure
+
+
+def test_the_page_says_what_was_found_and_what_the_encoder_alone_does():
+    found = {"class": "dog", "kind": "patch", "score": 0.54, "false_alarm_rate": 1e-8}
+    encoder = {"clean_accuracy": 0.6444, "attacks": {}}
+    more = {"suspects": {"suspects": [found]}, "settings": {"only": None}, "encoder": encoder}
+    page = check_page(page_of("clip", attacked=False, **more))
+    for words in ("dog (by patch, score 0.54", "encoder alone", "64.44"):
+        assert words in page.text, words
+
+
+def test_settings_of_the_encoder_are_those_of_the_method():
+    encoder = {"lora_rank": 8, "seed": 3, "hub_token": "x", "ddp_timeout": 1800}
+    shown = shown_settings({"num_shots": 4, "hub_token": "x", "encoder": encoder})
+    assert shown == {"num_shots": 4, "encoder: lora_rank": 8, "encoder: seed": 3}
+    assert shown_settings({"num_shots": 4, "encoder": None}) == {"num_shots": 4}
 
 
 def test_names_are_text_and_never_markup():
