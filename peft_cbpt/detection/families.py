@@ -140,7 +140,7 @@ class Wave(_Scaled):
         return torch.tensor([down, across, generator.random(), 1.0])
 
     def every(self, side: tuple[int, int]) -> list[Tensor]:
-        """All waves of so many pixels, each as a sine and as a cosine: an attacker's is found by no step from another."""
+        """All waves of so many pixels, each as a sine and as a cosine: no gradient leads from one to another."""
         most = min(self.most, min(side) // 4)
         numbers = [(down, across) for down in range(most + 1) for across in range(-most, most + 1)]
         once = [one for one in numbers if one > (0, 0)]  # the opposite direction is the same wave
