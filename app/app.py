@@ -11,12 +11,17 @@ If the folder has the output of a scan in `scan/`, it is shown too. What has mov
 import argparse
 import html
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+if find_spec("gradio") is None:
+    sys.exit("error: the demo needs gradio: pip install 'peft-cbpt[app]'")
 
 import gradio as gr
 import matplotlib

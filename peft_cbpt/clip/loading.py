@@ -116,6 +116,8 @@ def _check_folder(folder: Path) -> None:
             f"{folder} has no tokenizer ({' or '.join(TOKENIZER_FILES)}): copy it from the model that it was "
             f"made from, or use {convert[:-1]} --tokenizer NAME`"
         )
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} has no config.json: give the folder that a CLIP was saved in")
 
 
 def check_served(model_type: str, name: str) -> None:

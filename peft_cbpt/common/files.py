@@ -18,7 +18,7 @@ from peft_cbpt.common.errors import InputError
 
 
 def read_text(file: Path) -> str:
-    """A text in UTF-8, or in what Windows writes: with a mark at its start, UTF-16, or else Western European.
+    """A text in UTF-8, or in what Windows writes: UTF-16, or else Western European.
 
     Raises:
         OSError: if it cannot be read.
@@ -27,6 +27,8 @@ def read_text(file: Path) -> str:
     content = file.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
+    if content[1:2] == b"\0":
+        return content.decode("utf-16-le")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -10,6 +10,15 @@ from typing import Any
 from tqdm import tqdm
 
 
+class _Line(logging.Formatter):
+    """A stage as it is, and what is no stage marked as a warning."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.levelno >= logging.WARNING:
+            record.message = f"warning: {record.message}"
+        return super().formatMessage(record)
+
+
 @contextmanager
 def stages_instead_of_bars() -> Iterator[None]:
     """Where stderr is no terminal: no bar of tqdm within the block, the first process says what begins, once each."""
@@ -20,7 +29,7 @@ def stages_instead_of_bars() -> Iterator[None]:
     logger = logging.getLogger("peft_cbpt")
     level, with_bar = logger.level, bar_class.__init__
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Line("%(asctime)s %(message)s", "%H:%M:%S"))
     if os.environ.get("LOCAL_RANK", "0") == "0":
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

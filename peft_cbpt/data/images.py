@@ -73,7 +73,7 @@ def load_labelled_images(
     rows: Any = source.rows
     feature, written = rows.features[source.label_column], list(rows[source.label_column])
     space = source.space or _own_space(feature, written, name, source.label_column)
-    kept = kept_classes(space.class_names, class_names, num_classes, name)
+    kept = kept_classes(space.class_names, class_names, num_classes, f"split {split!r} of {name}")
     numbers, first_row = (
         label_reader(feature, space, name),
         {label: row for row, label in reversed([*enumerate(written)])},

@@ -1,5 +1,6 @@
 """The program's first words, the help of its commands, and what it says where nobody watches."""
 
+import logging
 import re
 import subprocess
 import sys
@@ -150,3 +151,8 @@ def test_bars_are_for_terminals_and_a_log_file_gets_a_line_a_stage(is_terminal, 
 def test_bars_are_back_after_a_command(capsys):
     main(["purify", "--nonsense"])
     assert not tqdm(range(3)).disable
+
+
+def test_a_log_marks_what_is_no_stage(capsys):
+    run_command(lambda _: logging.getLogger("peft_cbpt.data").warning("two spellings"), [])
+    assert " warning: two spellings\n" in capsys.readouterr().err

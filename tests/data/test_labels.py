@@ -41,6 +41,11 @@ def test_text_files_of_any_encoding_are_read(tmp_path_factory, text):
         assert read_text(file) == text
 
 
+def test_a_text_without_the_mark_of_its_encoding_is_read(tmp_path):
+    (tmp_path / "names.txt").write_bytes("airplane\r\ncat\r\n".encode("utf-16-le"))
+    assert read_text(tmp_path / "names.txt").split() == ["airplane", "cat"]
+
+
 def _valid(content):
     try:
         content.decode("utf-8")
