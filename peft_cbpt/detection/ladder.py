@@ -179,9 +179,9 @@ def climb_ladder(
 ) -> list[FoundTrigger]:
     """The trigger of every rung; arguments as of `families.find_trigger`."""
     if len(climb.sizes) == 1 or not climb.kind.searched:
-        found = find_trigger(encode_image, pixels, objective, climb.kind, generator, STEPS_OF_PATCHES)
+        mark = find_trigger(encode_image, pixels, objective, climb.kind, generator, STEPS_OF_PATCHES).mark
         kinds = [sized(climb.kind, size) for size in climb.sizes]
-        return [FoundTrigger(kind, kind.at_full_size(found.mark, pixels)) for kind in kinds]
+        return [FoundTrigger(kind, kind.at_full_size(mark, pixels)) for kind in kinds]
     mark = climb.kind.draw((pixels.shape[-2], pixels.shape[-1]), generator).to(pixels)
     found = []
     for size in climb.sizes:
