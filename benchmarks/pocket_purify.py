@@ -21,7 +21,7 @@ CONFIGS = {
     "`--only prompts`, otherwise the default": "purify_prompts",
     "default: the encoder, and prompts on it": "purify",
 }
-SIGLIP = {"default, 20 classes": "purify_siglip"}
+SIGLIP = {"`--only prompts`, 20 classes": "purify_siglip"}
 SEEDS = (0, 1, 2)
 KEPT = (
     "date",
