@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CONFIGS = {
     "the paper's numbers read literally (runner-up; l2 6/255, raw gradient)": "purify_literal",
-    "default of `--only prompts` (suspected target)": "purify_prompts",
+    "`--only prompts`, otherwise the default": "purify_prompts",
+    "default: the encoder, and prompts on it": "purify",
 }
-SIGLIP = {"default, 20 classes": "purify_siglip"}
+SIGLIP = {"`--only prompts`, 20 classes": "purify_siglip"}
 SEEDS = (0, 1, 2)
 KEPT = (
     "date",
@@ -28,6 +29,7 @@ KEPT = (
     "n_test_images",
     "suspects",
     "before",
+    "encoder",
     "after",
     "seconds",
     "peak_memory_bytes",

@@ -12,6 +12,8 @@ from peft_cbpt.detection.universal import collapse
 
 OF_THE_STRONGEST = 0.5
 """Part of the strongest agreement that another one must have to count: each backdoor of a model has one."""
+PART_OF = {"wave": "pattern"}
+"""A pattern is a sum of waves, so that the two agree in a clean encoder as well: they are one family here."""
 SAME = 0.5
 """Cosine of directions that are taken for one."""
 
@@ -42,7 +44,7 @@ def agreements_of(searches: Sequence[Search]) -> list[Agreement]:
     """
     dangers = torch.tensor([max(0.0, danger(one)) for one in searches])
     shifts = F.normalize(torch.stack([one.shift.float() for one in searches]), dim=1)
-    families = [one.family for one in searches]
+    families = [PART_OF.get(one.family, one.family) for one in searches]
     different = torch.tensor([[one != other for other in families] for one in families])
     if not different.any():
         return [Agreement(shifts[dangers.argmax()], 0.0)]

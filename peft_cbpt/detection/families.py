@@ -139,6 +139,13 @@ class Wave(_Scaled):
         down = 1 if down == across == 0 else down
         return torch.tensor([down, across, generator.random(), 1.0])
 
+    def every(self, side: tuple[int, int]) -> list[Tensor]:
+        """All waves of so many pixels, each as a sine and as a cosine: no gradient leads from one to another."""
+        most = min(self.most, min(side) // 4)
+        numbers = [(down, across) for down in range(most + 1) for across in range(-most, most + 1)]
+        once = [one for one in numbers if one > (0, 0)]  # the opposite direction is the same wave
+        return [torch.tensor([down, across, phase, 1.0]) for down, across in once for phase in (0.0, 0.25)]
+
     def rms(self, mark: Tensor, pixels: Tensor) -> Tensor:
         return mark[3].abs() / math.sqrt(2)
 

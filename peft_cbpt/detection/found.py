@@ -1,7 +1,7 @@
 """Universal triggers of a kind, found against an image encoder."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from torch import Tensor
 from peft_cbpt.clip.pixels import EncodeImage
 from peft_cbpt.common.ascent import input_gradient
 from peft_cbpt.common.files import save_tensors
-from peft_cbpt.detection.families import Kind, describe_kind, kind_from
+from peft_cbpt.detection.families import Kind, Wave, describe_kind, kind_from
 from peft_cbpt.features.plan import Passes
 
 DRAWN = 16
 """Marks that a search chooses its start from."""
+FEW = 4
+"""Images on which that many are chosen among all waves."""
 START = 0.7
 """Part of the full size that a search starts from."""
 
@@ -71,11 +73,12 @@ def find_trigger(
     kind: Kind,
     generator: np.random.Generator,
     steps: int = 20,
+    every_wave: bool = True,
 ) -> FoundTrigger:
     """A trigger of a kind that makes `objective` of the images' features large.
 
-    The best of `DRAWN` random marks; where a kind is searched, it goes on from there by steps up the gradient, which
-    shrink. From one random mark alone most searches for a patch end where no backdoor is.
+    The best of `DRAWN` random marks, or of all waves; where a kind is searched, it goes on from there by steps up the
+    gradient, which shrink. From one random mark alone most searches for a patch end where no backdoor is.
 
     Args:
         encode_image: From pixels in [0, 1] to unit-norm features; only a gradient to its input is asked for.
@@ -84,11 +87,21 @@ def find_trigger(
         kind: Which marks may be.
         generator: Draws the marks.
         steps: Of ascent.
+        every_wave: Whether all waves are tried, or as few random ones as marks of other kinds.
     """
     side = (pixels.shape[-2], pixels.shape[-1])
+
+    def best(marks: Sequence[Tensor], count: int, images: Tensor) -> list[Tensor]:
+        marks = [kind.at_full_size(mark.to(pixels), images) for mark in marks]
+        values = [objective(encode_image(kind.apply(images, mark))).item() for mark in marks]
+        return [marks[place] for place in np.argsort(values, kind="stable")[::-1][:count]]
+
     with torch.no_grad():
-        marks = [kind.at_full_size(kind.draw(side, generator).to(pixels), pixels) for _ in range(DRAWN)]
-        mark = max(marks, key=lambda one: objective(encode_image(kind.apply(pixels, one))).item())
+        if every_wave and isinstance(kind, Wave):
+            drawn = best(kind.every(side), DRAWN, pixels[:FEW])
+        else:
+            drawn = [kind.draw(side, generator) for _ in range(DRAWN)]
+        (mark,) = best(drawn, 1, pixels)
     if not kind.searched:
         return FoundTrigger(kind, mark)
     mark = START * mark
@@ -98,8 +111,9 @@ def find_trigger(
 
 
 def found_passes(kind: Kind, n_images: int, steps: int) -> Passes:
-    """Of `find_trigger` on so many images."""
-    return Passes(DRAWN * n_images, steps * n_images if kind.searched else 0)
+    """Of `find_trigger` on so many images; those small ones that have fewer waves take less."""
+    waves = len(kind.every((4 * kind.most, 4 * kind.most))) * min(FEW, n_images) if isinstance(kind, Wave) else 0
+    return Passes(waves + DRAWN * n_images, steps * n_images if kind.searched else 0)
 
 
 def ascend(value_of: Callable[[Tensor], Tensor], mark: Tensor, kind: Kind, pixels: Tensor, part: float) -> Tensor:

@@ -60,7 +60,7 @@ CLIMBS = (
     *(Climb("patch", Patch(0.05, place), (0.05,), number) for number, place in enumerate(_PLACES[:2])),
     *(Climb("patch", Patch(0.1, place), (0.1,), number) for number, place in enumerate((*_PLACES, None), 2)),
     *(Climb("pattern", Pattern(0.05, grey=number != 1), (0.05, 0.1, 0.166), number) for number in range(3)),
-    *(Climb("wave", Wave(0.1), (0.1,), number) for number in range(3)),
+    Climb("wave", Wave(0.1), (0.1, 0.166)),
     *(Climb("warp", Warp(0.04), (0.04, 0.08), number) for number in range(2)),
     *(Climb("colour", Colour(0.1), (0.1, 0.2), number) for number in range(2)),
 )
@@ -155,7 +155,7 @@ def ladder_passes(n_images: int, climbs: Sequence[Climb] = CLIMBS) -> Passes:
     n_judge = min(JUDGED_IMAGES, n_images - n_find)
     passes = Passes()
     for climb in climbs:
-        if len(climb.sizes) == 1:
+        if len(climb.sizes) == 1 or not climb.kind.searched:
             found = found_passes(climb.kind, n_find, STEPS_OF_PATCHES)
         else:
             found = Passes(gradient=STEPS_A_RUNG * len(climb.sizes) * n_find)
@@ -178,8 +178,10 @@ def climb_ladder(
     generator: np.random.Generator,
 ) -> list[FoundTrigger]:
     """The trigger of every rung; arguments as of `families.find_trigger`."""
-    if len(climb.sizes) == 1:
-        return [find_trigger(encode_image, pixels, objective, climb.kind, generator, STEPS_OF_PATCHES)]
+    if len(climb.sizes) == 1 or not climb.kind.searched:
+        mark = find_trigger(encode_image, pixels, objective, climb.kind, generator, STEPS_OF_PATCHES).mark
+        kinds = [sized(climb.kind, size) for size in climb.sizes]
+        return [FoundTrigger(kind, kind.at_full_size(mark, pixels)) for kind in kinds]
     mark = climb.kind.draw((pixels.shape[-2], pixels.shape[-1]), generator).to(pixels)
     found = []
     for size in climb.sizes:

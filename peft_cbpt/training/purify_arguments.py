@@ -28,16 +28,15 @@ OF_ENCODER = {
 SHARED = ("seed", "use_cpu", "bf16", "fp16", "disable_tqdm", "report_to", "dataloader_num_workers", "save_strategy")
 """Of both trainers."""
 OF_TUNING = (
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
+    *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "weight_decay", "lr_scheduler_type", "max_grad_norm"),
+    *("save_steps", "save_total_limit"),
 )
-OF_TUNING += ("weight_decay", "lr_scheduler_type", "max_grad_norm", "save_steps", "save_total_limit")
 """Settings of `TrainingArguments` that the encoder's training does not take over."""
-NOT_EVALUATED = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_train", "do_eval", "do_predict")
-NOT_EVALUATED += ("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "per_device_eval_batch_size")
+NOT_EVALUATED = (
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_train", "do_eval", "do_predict"),
+    *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "per_device_eval_batch_size"),
+)
 NOT_OF_METHOD = ("use_feature_cache", "feature_cache_dir", "feature_cache_gb", "activation_memory_gb")
 
 

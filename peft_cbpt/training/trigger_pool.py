@@ -127,4 +127,6 @@ def find_anew(
     climb = climbs[generator.integers(len(climbs))]
     size = climb.sizes[generator.integers(len(climb.sizes))]
     direction = directions[generator.integers(len(directions))]
-    return find_trigger(encode_image, pixels, approach(direction), sized(climb.kind, size), generator, steps)
+    return find_trigger(
+        encode_image, pixels, approach(direction), sized(climb.kind, size), generator, steps, every_wave=False
+    )

@@ -26,8 +26,10 @@ def test_families_agree_where_they_end_in_one_place():
     assert agreed.direction.norm() == pytest.approx(1)
 
 
-def test_searches_of_one_family_do_not_agree():
-    (alone,) = agreements_of([search("patch", 7), search("patch", 7)])
+@pytest.mark.parametrize("other", ["patch", "wave"])
+def test_searches_of_one_family_do_not_agree(other):
+    one = "patch" if other == "patch" else "pattern"  # a pattern is a sum of waves
+    (alone,) = agreements_of([search(one, 7), search(other, 7)])
     assert alone.strength == 0 and alone.direction.argmax() == 7
 
 

@@ -116,6 +116,29 @@ def test_sizes_of_attacks_are_those_that_kinds_speak_of():
     assert sizes[1] == pytest.approx(Wave(0.166).size, rel=0.15)
 
 
+def test_every_wave_is_another_one():
+    kind = Wave(0.1, most=3)
+    marks = kind.every((12, 40))
+    assert len(marks) == 2 * (3 + 3 * 7) and len(Wave(0.1, most=12).every((8, 8))) == 2 * (2 + 2 * 5)
+    pixels = torch.full((1, 3, 12, 40), 0.5)
+    waves = [kind.apply(pixels, kind.at_full_size(mark, pixels))[0, 0].flatten() - 0.5 for mark in marks]
+    alike = F.cosine_similarity(torch.stack(waves)[:, None], torch.stack(waves), dim=2).abs() - torch.eye(len(waves))
+    assert alike.max() < 0.999
+
+
+def test_the_one_wave_of_a_backdoor_is_found_among_all():
+    """Features follow one wave only, and of all marks that a few random draws make hardly one is near it."""
+    secret = Wave(0.1).apply(torch.full((1, 3, 48, 48), 0.5), torch.tensor([5.0, -7.0, 0.25, 0.1]))[0, 0] - 0.5
+
+    def encode(pixels):
+        strength = (pixels.mean(1) * secret).sum((1, 2), keepdim=True).flatten(1) / secret.square().sum()
+        return F.normalize(torch.cat([strength, pixels.mean((2, 3))], 1), dim=1)
+
+    pixels = 0.5 + 0.1 * torch.rand(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    found = find_trigger(encode, pixels, lambda features: features[:, 0].mean(), Wave(0.1), keyed_generator("wave"))
+    assert found.mark[:3].tolist() == [5, -7, 0.25]
+
+
 def test_a_wave_has_the_shape_of_sig():
     grey = torch.full((1, 3, 48, 48), 0.5)
     sig = SIG().apply_image(grey, ["0"])[0] - 0.5

@@ -26,7 +26,7 @@ class Counting:
 
 
 def pixels(count):
-    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return torch.rand(count, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("count", [9, 80])
@@ -75,7 +75,10 @@ def test_a_dry_run_prints_a_plan_and_writes_nothing(command, tmp_path, capsys):
     assert "passes of an image" in printed and "minutes" in printed and "GB (process)" in printed
     assert not list(tmp_path.iterdir())
     if command == "purify":
-        assert "6 shots, 9 test images, 1 triggers, 6 images" in printed and "250 steps" in printed
+        assert (
+            "6 shots, 9 test images, 1 triggers to measure, 6 images for the encoder" in printed
+            and "250 steps" in printed
+        )
 
 
 def test_bad_input_is_found_by_a_dry_run(tmp_path, capsys):
