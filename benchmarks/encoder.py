@@ -37,6 +37,7 @@ from peft_cbpt.evaluation.measure import (
 from peft_cbpt.pocket.atlas import class_names
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
+from peft_cbpt.scanning import scan
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_trainer import purify_encoder
 
@@ -115,7 +116,10 @@ def cell(model: str, seed: int, num_images: int) -> dict[str, Any]:
         settings = {"output_dir": folder, "seed": seed, "save_strategy": "no", "report_to": "none"}
         arguments = EncoderPurifierArguments(**settings)
         kept = {key: getattr(arguments, key) for key in KEPT}
-        purify_encoder(clip.model, images.select(drawn), arguments, clip.normalize)
+        given = images.select(drawn)
+        verdict: Any = scan(clip, given, seed=seed)
+        searches = [one.search for one in verdict.readings]
+        purify_encoder(clip.model, given, arguments, clip.normalize, searches, suspected=verdict.weighed.rare)
     seconds = time.time() - began
     after = world.measure()
     clean = World(load_clip(resolve_model("pocket:clean")), attack).measure() if attack else None
@@ -126,6 +130,8 @@ def cell(model: str, seed: int, num_images: int) -> dict[str, Any]:
         "seed": seed,
         "num_images": num_images,
         "settings": kept,
+        "verdict": verdict.verdict,
+        "suspected": verdict.weighed.rare,
         "before": before,
         "after": after,
         "clean_clip": clean,

@@ -32,6 +32,7 @@ from peft_cbpt.hub.push import name_of_base, plan_push
 from peft_cbpt.hub.sharing import shareable
 from peft_cbpt.pocket.model import open_clip
 from peft_cbpt.purified import Made, record, save_purified
+from peft_cbpt.scanning import look_for_suspects
 from peft_cbpt.training.cbpt_arguments import CBPTTrainingArguments
 from peft_cbpt.training.cbpt_trainer import CBPTTrainer
 from peft_cbpt.training.checkpoints import find_checkpoint
@@ -269,15 +270,18 @@ def _make(job: Job, training: CBPTTrainingArguments, base: str, output: Path, st
             after = measured(seen, head)
         return Made(job.model, seen, seen, job.undefended, head, before, None, after, job.trainer)
     assert job.encoder is not None
+    prompts: Any = job.model.active_peft_config
     suspicion, searches = Suspicion([], []), None
-    if job.trainer is not None:
-        with stopwatch("scan"):
+    with stopwatch("scan"):
+        if job.trainer is not None:
             suspicion, searches = job.trainer.look_for_suspects()
-    with stopwatch("encoder"):
-        prompts: Any = job.model.active_peft_config
         job.model.unload()
+        if job.trainer is None and not job.stage.finished:
+            names = job.data.class_names
+            suspicion, searches = look_for_suspects(job.clip, job.data.shots, names, training.seed)
+    with stopwatch("encoder"):
         with unnamed(job.clip):
-            suspected = suspicion.doubted
+            suspected = suspicion.rare
             purified = job.stage.run(job.clip, job.data.shots, job.encoder, base, searches, suspected)
     with stopwatch("measure encoder"):
         repaired = _encode(job)

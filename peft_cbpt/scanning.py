@@ -15,13 +15,14 @@ from peft_cbpt.common.errors import InputError
 from peft_cbpt.common.files import prepare_output, write_json, write_text
 from peft_cbpt.common.records import Stopwatch, made_now, peak_memory_bytes
 from peft_cbpt.convert.checkpoint_arguments import NOTHING_GIVEN, CheckpointArguments
+from peft_cbpt.data.images import LabelledImages
 from peft_cbpt.data.shots import few_labelled
 from peft_cbpt.data.unlabelled import AnyImages, UnlabelledImages
 from peft_cbpt.detection.adapter_search import Excess, adapter_passes, search_adapter
 from peft_cbpt.detection.adapter_verdict import excess_record, weigh_adapter
 from peft_cbpt.detection.decoys import decoy_words
 from peft_cbpt.detection.heads import Heads
-from peft_cbpt.detection.ladder import AGAIN, JUDGED_IMAGES, SEARCH_IMAGES, ladder_passes
+from peft_cbpt.detection.ladder import AGAIN, JUDGED_IMAGES, SEARCH_IMAGES, Search, ladder_passes
 from peft_cbpt.detection.reading import Reading, Vocabulary, clean_scale, read_all
 from peft_cbpt.detection.record import finding_record, key_record, scan_settings, search_record
 from peft_cbpt.detection.rounds import NUM_IMAGES, WORDS, Searched, read_searches, search_rounds
@@ -231,6 +232,14 @@ def read_names(
     read = read_searches(searched, vocabulary, lambda: _key_candidates(clip, vocabulary, template), seed)
     results = _results(read.weighed, read.readings, vocabulary, read.keys)
     return Verdict(read.weighed, read.readings, results, vocabulary)
+
+
+def look_for_suspects(
+    clip: LoadedCLIP, images: LabelledImages, class_names: Sequence[str], seed: int = 0
+) -> tuple[Suspicion, list[Search]]:
+    """What a scan suspects among some classes, and its searches; all processes call."""
+    verdict: Any = scan(clip, images, class_names, seed=seed)
+    return verdict.suspicion, [one.search for one in verdict.readings]
 
 
 def _results(

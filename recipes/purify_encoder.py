@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 
@@ -21,6 +22,7 @@ from peft_cbpt.common.processes import join_processes
 from peft_cbpt.convert.checkpoint_arguments import CheckpointArguments
 from peft_cbpt.data.unlabelled import UnlabelledImages
 from peft_cbpt.pocket.model import open_clip
+from peft_cbpt.scanning import scan
 from peft_cbpt.training.encoder_arguments import EncoderPurifierArguments
 from peft_cbpt.training.encoder_trainer import EncoderPurifier, purify_encoder
 from peft_cbpt.training.plan import plan_encoder
@@ -52,7 +54,11 @@ def main(argv: Sequence[str]) -> None:
         going_on("to go on from the last checkpoint, run again with --resume_from_checkpoint true"),
         alone_in(prepare_output(arguments.output_dir)) as output,
     ):
-        purified = purify_encoder(clip.model, images, arguments, clip.normalize)
+        verdict: Any = scan(clip, chosen.images, split=chosen.split, seed=arguments.seed)
+        searches = [one.search for one in verdict.readings]
+        purified = purify_encoder(
+            clip.model, images, arguments, clip.normalize, searches, suspected=verdict.weighed.rare
+        )
         if state.is_main_process:
             save(purified, output)
     if state.is_main_process:

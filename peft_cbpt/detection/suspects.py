@@ -9,7 +9,7 @@ from torch import Tensor
 from peft_cbpt.detection.families import ImageWide, Kind
 from peft_cbpt.detection.ladder import Search
 from peft_cbpt.detection.reading import Reading, Vocabulary
-from peft_cbpt.detection.verdict import Finding, Weighed
+from peft_cbpt.detection.verdict import FALSE_ALARMS, Finding, Weighed
 
 MOST_CANDIDATES = 4
 MAJORITY = 0.5
@@ -57,6 +57,11 @@ class Suspicion:
     def doubted(self) -> bool:
         """Whether anything speaks against the aims."""
         return any(one.score > 0 for one in self.aims)
+
+    @property
+    def rare(self) -> bool:
+        """Whether something is as rare as a finding, though it may be that triggers of one kind alone show it."""
+        return any(one.score > 0 and one.false_alarm_rate <= FALSE_ALARMS for one in self.aims)
 
     @property
     def aims(self) -> list[Suspect]:

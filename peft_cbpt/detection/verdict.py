@@ -66,6 +66,11 @@ class Weighed:
     least_rate: float = 1.0
 
     @property
+    def rare(self) -> bool:
+        """Whether something is as rare as a finding, though it may be that triggers of one kind alone show it."""
+        return self.least_rate <= FALSE_ALARMS
+
+    @property
     def answer(self) -> Answer:
         """The verdict in a word."""
         if self.findings:

@@ -100,7 +100,7 @@ class EncoderStage:
             args: The settings.
             base: What the LoRA's config calls the model.
             searches: What a scan of the model found, where one was made.
-            suspected: Whether it suspects a class.
+            suspected: Whether something there is as rare as a finding.
         """
         state = PartialState()
         if self.finished:
@@ -112,7 +112,7 @@ class EncoderStage:
                 self.folder.mkdir(parents=True)
             write_json(self.folder / JOB_FILE, {"job": self.job})
         state.wait_for_everyone()
-        trainer = EncoderPurifier(clip.model, args, images, clip.normalize, searches)
+        trainer = EncoderPurifier(clip.model, args, images, clip.normalize, searches, suspected)
         trainer.train(resume_from_checkpoint=checkpoint)
         self.epochs = [entry for entry in trainer.state.log_history if "loss_hold" in entry]
         purified: Any = trainer.accelerator.unwrap_model(trainer.model)

@@ -80,7 +80,8 @@ class EncoderPurifier(Trainer):
         normalize: How [0, 1] pixels become the base model's input; CLIP's own mean and standard deviation if not
             given.
         searches: What a scan of the model found, where one was made; else the trainer searches.
-        suspected: Whether that scan suspects a class: the tower is then pulled at in full, however families agree.
+        suspected: Whether that scan found something as rare as a finding: the tower is then pulled at in full, however
+            families agree.
         **kwargs: As for `transformers.Trainer`.
 
     Every epoch logs the mean of `loss_hold`, `loss_update`, `loss_pull` (`1 - cos` of images with a trigger) and
@@ -284,6 +285,8 @@ def purify_encoder(
     images: Any,
     args: EncoderPurifierArguments,
     normalize: PixelNormalizer | None = None,
+    searches: Sequence[Search] | None = None,
+    suspected: bool = False,
 ) -> PeftModel:
     """A CLIP with a LoRA on its image tower that no longer follows universal triggers; see `EncoderPurifier`.
 
@@ -294,7 +297,7 @@ def purify_encoder(
         InputError: if that is no checkpoint, or losses are not finite.
     """
     checkpoint = _checkpoint_of(args)
-    trainer = EncoderPurifier(model, args, images, normalize)
+    trainer = EncoderPurifier(model, args, images, normalize, searches, suspected)
     trainer.train(resume_from_checkpoint=checkpoint)
     purified: Any = trainer.accelerator.unwrap_model(trainer.model)
     return purified.eval()
