@@ -119,7 +119,8 @@ def cell(model: str, seed: int, num_images: int) -> dict[str, Any]:
         given = images.select(drawn)
         verdict: Any = scan(clip, given, seed=seed)
         searches = [one.search for one in verdict.readings]
-        purify_encoder(clip.model, given, arguments, clip.normalize, searches, suspected=verdict.weighed.rare)
+        suspected = [one.best.search.shift for one in verdict.weighed.rare]
+        purify_encoder(clip.model, given, arguments, clip.normalize, searches, suspected)
     seconds = time.time() - began
     after = world.measure()
     clean = World(load_clip(resolve_model("pocket:clean")), attack).measure() if attack else None
@@ -131,7 +132,7 @@ def cell(model: str, seed: int, num_images: int) -> dict[str, Any]:
         "num_images": num_images,
         "settings": kept,
         "verdict": verdict.verdict,
-        "suspected": verdict.weighed.rare,
+        "suspected": len(suspected),
         "before": before,
         "after": after,
         "clean_clip": clean,

@@ -281,7 +281,7 @@ def _make(job: Job, training: CBPTTrainingArguments, base: str, output: Path, st
             suspicion, searches = look_for_suspects(job.clip, job.data.shots, names, training.seed)
     with stopwatch("encoder"):
         with unnamed(job.clip):
-            suspected = suspicion.rare
+            suspected = suspicion.directions
             purified = job.stage.run(job.clip, job.data.shots, job.encoder, base, searches, suspected)
     with stopwatch("measure encoder"):
         repaired = _encode(job)

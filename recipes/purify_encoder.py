@@ -56,9 +56,8 @@ def main(argv: Sequence[str]) -> None:
     ):
         verdict: Any = scan(clip, chosen.images, split=chosen.split, seed=arguments.seed)
         searches = [one.search for one in verdict.readings]
-        purified = purify_encoder(
-            clip.model, images, arguments, clip.normalize, searches, suspected=verdict.weighed.rare
-        )
+        suspected = [one.best.search.shift for one in verdict.weighed.rare]
+        purified = purify_encoder(clip.model, images, arguments, clip.normalize, searches, suspected)
         if state.is_main_process:
             save(purified, output)
     if state.is_main_process:

@@ -1,5 +1,6 @@
 import os
 import tempfile
+from dataclasses import replace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -7,7 +8,7 @@ import pytest
 
 from peft_cbpt.clip.loading import LoadedCLIP, load_clip
 from peft_cbpt.data.images import LabelledImages
-from peft_cbpt.detection import ladder, rounds, suspects
+from peft_cbpt.detection import families, ladder, rounds, suspects
 from peft_cbpt.pocket.dataset import pocket_dataset
 from peft_cbpt.pocket.model import resolve_model
 from peft_cbpt.training import universal_features
@@ -25,6 +26,10 @@ ALL_CANDIDATES, ALL_STEPS = suspects.MOST_CANDIDATES, universal_features.STEPS
 suspects.MOST_CANDIDATES = 1
 universal_features.STEPS = 4
 """And few dummy triggers, in few steps, unless it asks for `all_triggers`: they are most of what a small run costs."""
+
+ALL_WAVES = families.Wave.every
+families.Wave.every = lambda self, side: ALL_WAVES(replace(self, most=2), side)
+"""And few waves, unless it asks for `all_searches`."""
 
 FEW_CLASSES = ["banana", "lemon", "dog", "pizza", "rocket", "chair"]
 
@@ -49,6 +54,7 @@ def all_searches(all_triggers, monkeypatch):
     """The scan of a purification is whole, too."""
     monkeypatch.setattr(rounds, "CLIMBS", ladder.CLIMBS)
     monkeypatch.setattr(rounds, "MOST_ROUNDS", ALL_ROUNDS)
+    monkeypatch.setattr(families.Wave, "every", ALL_WAVES)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Which classes dummy triggers aim at, and with which kinds of triggers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Suspect:
         success_rate: Share of judged images that a found trigger brings to it, among the user's classes, beyond those
             that are taken for it anyway.
         kinds: Of the triggers that do so, the strongest first; without those over the whole image.
+        direction: Where the strongest trigger of a finding or a doubt moves images to (D,).
     """
 
     label: int
@@ -38,6 +39,7 @@ class Suspect:
     false_alarm_rate: float
     success_rate: float
     kinds: tuple[Kind, ...] = ()
+    direction: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,10 @@ class Suspicion:
         return any(one.score > 0 for one in self.aims)
 
     @property
-    def rare(self) -> bool:
-        """Whether something is as rare as a finding, though it may be that triggers of one kind alone show it."""
-        return any(one.score > 0 and one.false_alarm_rate <= FALSE_ALARMS for one in self.aims)
+    def directions(self) -> list[Tensor]:
+        """Where triggers move images to (D,): of the aims that are as rare as findings, be it by one kind of them."""
+        rare = [one.direction for one in self.aims if one.false_alarm_rate <= FALSE_ALARMS]
+        return [one for one in rare if one is not None]
 
     @property
     def aims(self) -> list[Suspect]:
@@ -97,6 +100,7 @@ def suspicion_from(weighed: Weighed, readings: Sequence[Reading], vocabulary: Vo
             found.false_alarm_rate if found else 1.0,
             gains[order[0], label].item(),
             tuple(dict.fromkeys(kinds))[:MOST_KINDS],
+            found.best.search.shift if found else None,
         )
 
     def suspects(found: Sequence[Finding]) -> list[Suspect]:

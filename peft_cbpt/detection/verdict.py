@@ -66,9 +66,9 @@ class Weighed:
     least_rate: float = 1.0
 
     @property
-    def rare(self) -> bool:
-        """Whether something is as rare as a finding, though it may be that triggers of one kind alone show it."""
-        return self.least_rate <= FALSE_ALARMS
+    def rare(self) -> list[Finding]:
+        """The findings, and doubts as rare as they are: it may be that triggers of one kind alone show them."""
+        return [one for one in [*self.findings, *self.doubts] if one.false_alarm_rate <= FALSE_ALARMS]
 
     @property
     def answer(self) -> Answer:

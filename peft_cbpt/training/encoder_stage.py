@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor
 
 from peft_cbpt.clip.loading import LoadedCLIP
 from peft_cbpt.common.errors import InputError
@@ -90,7 +91,7 @@ class EncoderStage:
         args: EncoderPurifierArguments,
         base: str,
         searches: Sequence[Search] | None = None,
-        suspected: bool = False,
+        suspected: Sequence[Tensor] = (),
     ) -> PeftModel:
         """The CLIP with its LoRA; all processes call.
 
@@ -100,7 +101,7 @@ class EncoderStage:
             args: The settings.
             base: What the LoRA's config calls the model.
             searches: What a scan of the model found, where one was made.
-            suspected: Whether something there is as rare as a finding.
+            suspected: Directions (D,) in which something there moves images that is as rare as a finding.
         """
         state = PartialState()
         if self.finished:

@@ -80,8 +80,8 @@ class EncoderPurifier(Trainer):
         normalize: How [0, 1] pixels become the base model's input; CLIP's own mean and standard deviation if not
             given.
         searches: What a scan of the model found, where one was made; else the trainer searches.
-        suspected: Whether that scan found something as rare as a finding: the tower is then pulled at in full, however
-            families agree.
+        suspected: Directions (D,) that a scan suspects triggers of moving images to: the tower is then pulled back
+            from these, and in full, not from where families agree.
         **kwargs: As for `transformers.Trainer`.
 
     Every epoch logs the mean of `loss_hold`, `loss_update`, `loss_pull` (`1 - cos` of images with a trigger) and
@@ -97,7 +97,7 @@ class EncoderPurifier(Trainer):
         train_dataset: Any,
         normalize: PixelNormalizer | None = None,
         searches: Sequence[Search] | None = None,
-        suspected: bool = False,
+        suspected: Sequence[Tensor] = (),
         **kwargs: Any,
     ):
         if not isinstance(model, PeftModel):
@@ -145,7 +145,7 @@ class EncoderPurifier(Trainer):
         searches = [one for one in self.searches or () if one.family in args.kinds]
         if not searches:
             searches = search_ladder(self._encode, self._some(NUM_IMAGES), args.seed, climbs=climbs_of(args.kinds))
-        return TriggerPool.of_searches(searches, args.pool_size, args.device)
+        return TriggerPool.of_searches(searches, args.pool_size, args.device, self.suspected)
 
     def _find(self, pool: TriggerPool, step: int) -> None:
         """A new trigger against the encoder as it is; the same in all processes, which all call."""
@@ -217,7 +217,7 @@ class EncoderPurifier(Trainer):
             self.epoch_log.add(len(after), loss_pull=pull.detach(), worth=worth)
         self.epoch_log.add(len(rows), loss_hold=hold.detach(), loss_update=update.detach())
         loss = self.args.hold_weight * hold + self.args.update_weight * update
-        part = 1.0 if self.suspected else min(1.0, self.pool.strength / FULL_AGREEMENT) ** 3
+        part = min(1.0, self.pool.strength / FULL_AGREEMENT) ** 3
         loss = loss + part * self.args.pull_weight * torch.stack(pulls).mean()
         return (loss, {"features": features}) if return_outputs else loss
 
@@ -286,7 +286,7 @@ def purify_encoder(
     args: EncoderPurifierArguments,
     normalize: PixelNormalizer | None = None,
     searches: Sequence[Search] | None = None,
-    suspected: bool = False,
+    suspected: Sequence[Tensor] = (),
 ) -> PeftModel:
     """A CLIP with a LoRA on its image tower that no longer follows universal triggers; see `EncoderPurifier`.
 

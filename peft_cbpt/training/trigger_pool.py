@@ -33,8 +33,8 @@ class TriggerPool:
 
     Args:
         capacity: How many are kept, at most.
-        directions: The places that families agree on, unit-norm (K, D).
-        strength: How strongly they do, in [0, 1]: by this much a tower is pulled at.
+        directions: The places that families agree on, or that are suspected, unit-norm (K, D).
+        strength: How strongly, in [0, 1], 1 where something is suspected: by this much a tower is pulled at.
         triggers: What is in it.
         worths: Of each, when it was last trained against.
     """
@@ -46,10 +46,14 @@ class TriggerPool:
     worths: list[float] = field(default_factory=list)
 
     @classmethod
-    def of_searches(cls, searches: Sequence[Search], capacity: int, device: torch.device) -> "TriggerPool":
-        """What a scan found that is worth most."""
+    def of_searches(
+        cls, searches: Sequence[Search], capacity: int, device: torch.device, suspected: Sequence[Tensor] = ()
+    ) -> "TriggerPool":
+        """What a scan found that is worth most, by where families agree or by directions (D,) that it suspects."""
         agreed = agreements_of(searches)
-        pool = cls(capacity, torch.stack([one.direction for one in agreed]).to(device), agreed[0].strength)
+        directions = torch.stack([*suspected] or [one.direction for one in agreed])
+        strength = 1.0 if suspected else agreed[0].strength
+        pool = cls(capacity, F.normalize(directions.float(), dim=1).to(device), strength)
         for one in searches:
             found = FoundTrigger(one.trigger.kind, one.trigger.mark.to(device))
             pool.add(found, pool.worth(one.features.to(device), one.clean.to(device)).item())

@@ -116,7 +116,7 @@ def test_sizes_of_attacks_are_those_that_kinds_speak_of():
     assert sizes[1] == pytest.approx(Wave(0.166).size, rel=0.15)
 
 
-def test_every_wave_is_another_one():
+def test_every_wave_is_another_one(all_searches):
     kind = Wave(0.1, most=3)
     marks = kind.every((12, 40))
     assert len(marks) == 2 * (3 + 3 * 7) and len(Wave(0.1, most=12).every((8, 8))) == 2 * (2 + 2 * 5)
@@ -126,7 +126,7 @@ def test_every_wave_is_another_one():
     assert alike.max() < 0.999
 
 
-def test_the_one_wave_of_a_backdoor_is_found_among_all():
+def test_the_one_wave_of_a_backdoor_is_found_among_all(all_searches):
     """Features follow one wave only, and of all marks that a few random draws make hardly one is near it."""
     secret = Wave(0.1).apply(torch.full((1, 3, 48, 48), 0.5), torch.tensor([5.0, -7.0, 0.25, 0.1]))[0, 0] - 0.5
 

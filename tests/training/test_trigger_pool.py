@@ -66,6 +66,17 @@ def test_the_first_pool_is_what_a_scan_found_by_where_families_agree():
     assert pool.worths[2] < 0.25 and pool.worths[3] == 0
 
 
+def test_the_first_pool_goes_by_what_is_suspected_where_something_is():
+    apart, there, elsewhere = torch.eye(8)[:4], torch.eye(8)[[7] * 4], torch.eye(8)[[6] * 4]
+    found = [("image-wide", there), ("patch", there), ("wave", elsewhere)]
+    searches = [
+        Search(family, 0, trigger(0.02, number), features, apart) for number, (family, features) in enumerate(found)
+    ]
+    pool = TriggerPool.of_searches(searches, 9, torch.device("cpu"), [searches[2].shift])
+    assert pool.strength == 1 and int(pool.directions[0].argmax()) == 6 and len(pool.directions) == 1
+    assert pool.directions.norm().item() == pytest.approx(1) and max(pool.worths) == pool.worths[2]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_trigger_is_of_a_place_and_size_of_the_ladder(family):
     found = find_anew(encode, PIXELS, torch.eye(48)[:1], [family], 2, keyed_generator("anew"))
