@@ -76,10 +76,11 @@ def only_parse(monkeypatch):
 
         return stopping
 
-    holders = [importlib.import_module(f"peft_cbpt.commands.{name}") for name in COMMANDS if name != "env"]
-    wrapped = then_stop(parsing.parse)
-    for holder in [parsing, *holders]:
-        monkeypatch.setattr(holder, "parse", wrapped)
+    for name in COMMANDS:
+        importlib.import_module(f"peft_cbpt.commands.{name}")
+    parse = parsing.parse
+    for holder in [one for one in sys.modules.values() if vars(one).get("parse") is parse]:
+        monkeypatch.setattr(holder, "parse", then_stop(parse))
     fill_one, parse_args = HfArgumentParser.parse_args_into_dataclasses, argparse.ArgumentParser.parse_args
 
     def fill(self, *arguments, **named):

@@ -145,12 +145,11 @@ def fill_in_class_prompts(
             "The weights of encoder_lora have not been loaded, so the image tower is not repaired: transformers' own "
             "load_adapter does not know them. Load the adapter with PeftModel.from_pretrained(clip, adapter)."
         )
-    if layer.adapter_in_use is None:
+    given = input_ids is not None and pixel_values is not None
+    if given or layer.adapter_in_use is None:
         return None
     if pixel_values is None:
         raise ValueError("pixel_values is missing: give images as (B, 3, H, W); class prompts are filled in")
-    if input_ids is not None:
-        return None
     is_images = pixel_values.ndim == 4 or (pixel_values.ndim == 3 and "spatial_shapes" in kwargs)
     if not is_images or len(pixel_values) == 0:
         raise ValueError(f"pixel_values must be (B, 3, H, W) with at least one image, not {tuple(pixel_values.shape)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import pocket_purify
+from benchmarks import photos_purify, pocket_purify
 from benchmarks.paper.benchmark import benchmark
 from benchmarks.paper.zoo import print_table
 
@@ -60,6 +60,12 @@ def test_the_tables_of_readme_and_models_are_made_of_the_stored_runs(capsys, mon
     clip, siglip = capsys.readouterr().out.split("\n\n")
     assert " ".join(clip.split()) in README
     assert " ".join(siglip.split()) in " ".join((ROOT / "docs/models.md").read_text().split())
+
+
+def test_the_table_of_purified_photographs_is_made_of_the_stored_runs(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["photos_purify"])
+    photos_purify.main()
+    assert capsys.readouterr().out in (ROOT / "docs/photographs.md").read_text()
 
 
 def test_the_readmes_averages_are_those_of_table_1():
