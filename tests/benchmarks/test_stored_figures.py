@@ -62,6 +62,17 @@ def test_the_tables_of_readme_and_models_are_made_of_the_stored_runs(capsys, mon
     assert " ".join(siglip.split()) in " ".join((ROOT / "docs/models.md").read_text().split())
 
 
+def test_the_speed_of_the_default_is_the_stored_one():
+    stored = json.loads((ROOT / "benchmarks" / "results" / "speed_default.json").read_text())
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for n_classes, job in stored["jobs"].items():
+        hours = [
+            f"{job['seconds_extrapolated'][name] / 3600:.1f} h" for name in ("straightforward", "prompts", "features")
+        ]
+        times = [f"{job[f'times_faster_than_{name}']:.1f}" for name in ("prompts", "straightforward")]
+        assert f"| {int(n_classes):,} x {stored['shots']} | {' | '.join([*hours, *times])} |" in page
+
+
 def test_the_table_of_purified_photographs_is_made_of_the_stored_runs(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["photos_purify"])
     photos_purify.main()
