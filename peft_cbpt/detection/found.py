@@ -20,6 +20,8 @@ from peft_cbpt.features.plan import Passes
 
 DRAWN = 16
 """Marks that a search chooses its start from."""
+AT_ONCE = 32
+"""Images under different marks that are encoded together."""
 FEW = 4
 """Images on which that many are chosen among all waves."""
 START = 0.7
@@ -93,7 +95,12 @@ def find_trigger(
 
     def best(marks: Sequence[Tensor], count: int, images: Tensor) -> list[Tensor]:
         marks = [kind.at_full_size(mark.to(pixels), images) for mark in marks]
-        values = [objective(encode_image(kind.apply(images, mark))).item() for mark in marks]
+        values: list[float] = []
+        at_once = max(1, AT_ONCE // len(images))
+        for first in range(0, len(marks), at_once):
+            part = marks[first : first + at_once]
+            features = encode_image(torch.cat([kind.apply(images, mark) for mark in part]))
+            values += [objective(one).item() for one in features.split(len(images))]
         return [marks[place] for place in np.argsort(values, kind="stable")[::-1][:count]]
 
     with torch.no_grad():
