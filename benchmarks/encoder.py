@@ -118,9 +118,7 @@ def cell(model: str, seed: int, num_images: int) -> dict[str, Any]:
         kept = {key: getattr(arguments, key) for key in KEPT}
         given = images.select(drawn)
         verdict: Any = scan(clip, given, seed=seed)
-        searches = [one.search for one in verdict.readings]
-        suspected = [one.best.search.shift for one in verdict.weighed.rare]
-        purify_encoder(clip.model, given, arguments, clip.normalize, searches, suspected)
+        purify_encoder(clip.model, given, arguments, clip.normalize, verdict.searches, verdict.directions)
     seconds = time.time() - began
     after = world.measure()
     clean = World(load_clip(resolve_model("pocket:clean")), attack).measure() if attack else None
@@ -132,7 +130,7 @@ def cell(model: str, seed: int, num_images: int) -> dict[str, Any]:
         "num_images": num_images,
         "settings": kept,
         "verdict": verdict.verdict,
-        "suspected": len(suspected),
+        "suspected": len(verdict.directions),
         "before": before,
         "after": after,
         "clean_clip": clean,

@@ -78,6 +78,16 @@ class Verdict:
         return self.weighed.doubts
 
     @property
+    def searches(self) -> list[Search]:
+        """What was read."""
+        return [one.search for one in self.readings]
+
+    @property
+    def directions(self) -> list[Tensor]:
+        """Where triggers move images to (D,): of all that is as rare as a finding, whatever it is called."""
+        return [one.best.search.shift for one in self.weighed.rare]
+
+    @property
     def suspicion(self) -> Suspicion:
         """What `purify` aims dummy triggers at, as indices into the user's names."""
         return suspicion_from(self.weighed, self.readings, self.vocabulary)
@@ -239,7 +249,7 @@ def look_for_suspects(
 ) -> tuple[Suspicion, list[Search]]:
     """What a scan suspects among some classes, and its searches; all processes call."""
     verdict: Any = scan(clip, images, class_names, seed=seed)
-    return verdict.suspicion, [one.search for one in verdict.readings]
+    return verdict.suspicion, verdict.searches
 
 
 def _results(

@@ -55,8 +55,7 @@ def main(argv: Sequence[str]) -> None:
         alone_in(prepare_output(arguments.output_dir)) as output,
     ):
         verdict: Any = scan(clip, chosen.images, split=chosen.split, seed=arguments.seed)
-        searches = [one.search for one in verdict.readings]
-        suspected = [one.best.search.shift for one in verdict.weighed.rare]
+        searches, suspected = verdict.searches, verdict.directions
         purified = purify_encoder(clip.model, images, arguments, clip.normalize, searches, suspected)
         if state.is_main_process:
             save(purified, output)
